@@ -1,0 +1,55 @@
+# Uses the active virtual environment if there is one, else makes .venv.
+PYTHON ?= python3
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+# A stamp per set of extras tells that it is installed; repeating is then quick.
+STAMP := $(VENV)/.skclip-icm
+TOO_OLD = "$(PYTHON) is older than Python 3.11; try make PYTHON=python3.12"
+
+.PHONY: help demo test lint docs bench clean
+
+help:
+	@echo "make demo   install, then show the method on photographs of solar cells"
+	@echo "make test   install, then check style and run all tests and doctests"
+	@echo "make lint   check style only"
+	@echo "make docs   build the documentation into docs/_build/html"
+	@echo "make bench  run the benchmarks and write benchmarks/results"
+	@echo "make clean  remove what the other targets made, .venv included"
+
+demo: $(STAMP)-demo
+	$(BIN)/python -m skclip_icm.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+docs: $(STAMP)-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(STAMP)-demo
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv build dist docs/_build docs/auto_examples docs/api/generated
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find skclip_icm tests docs benchmarks -name __pycache__ -exec rm -rf {} +
+
+# Editable, so that no target runs an older copy of the sources.
+$(STAMP)-demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e ".[demo]"
+	touch $@
+
+$(STAMP)-test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e ".[demo,test]"
+	touch $@
+
+$(STAMP)-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e ".[docs]"
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,54 @@
+"""Settings of the documentation; build it with `make docs`."""
+
+import skclip_icm
+
+project = "skclip-icm"
+author = "the skclip-icm developers"
+copyright = f"2026, {author}"
+version = release = skclip_icm.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "examples", "sg_execution_times.rst"]
+templates_path = ["_templates"]
+default_role = "literal"
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+# Pages included from the repository's root link to files that are no pages here.
+suppress_warnings = ["myst.xref_missing"]
+
+numpydoc_show_class_members = False  # the template of classes lists them
+autosummary_generate = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "auto_examples",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "skclip-icm"
+html_show_sourcelink = False
+html_theme_options = {
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": ["sphinx-version"],
+}
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", skip_routing_methods)
+
+
+def skip_routing_methods(app, what, name, value, skip, options):
+    """Leave out `set_fit_request` and its like, which scikit-learn documents."""
+    return True if name.startswith("set_") and name.endswith("_request") else None

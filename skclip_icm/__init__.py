@@ -1,0 +1,51 @@
+"""Invariant classifiers on CLIP embeddings, as scikit-learn estimators.
+
+The public names are found on first use, so that importing the package costs next to
+nothing and brings in neither scikit-learn nor torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skclip_icm import datasets, interventions
+    from skclip_icm.cache import EmbeddingCache
+    from skclip_icm.featurizer import CLIPFeaturizer
+    from skclip_icm.icm import ICMTransformer
+    from skclip_icm.model_selection import interventional_scorer
+    from skclip_icm.pairs import PairedEmbeddings
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "CLIPFeaturizer",
+    "EmbeddingCache",
+    "ICMTransformer",
+    "PairedEmbeddings",
+    "datasets",
+    "interventional_scorer",
+    "interventions",
+]
+
+_HOME = {
+    "CLIPFeaturizer": "featurizer",
+    "EmbeddingCache": "cache",
+    "ICMTransformer": "icm",
+    "PairedEmbeddings": "pairs",
+    "interventional_scorer": "model_selection",
+}
+
+
+def __getattr__(name):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        value = import_module(f"{__name__}.{name}")
+    globals()[name] = value  # found directly from now on
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

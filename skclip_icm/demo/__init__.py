@@ -1,0 +1,1 @@
+"""A small CLIP model that installs with pip: ImageNet features, emoji captions."""

@@ -1,0 +1,401 @@
+"""The estimator that turns images into CLIP embeddings."""
+
+import uuid
+import weakref
+from contextlib import nullcontext
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _wrap_data_with_container
+
+from skclip_icm.cache import open_cache
+from skclip_icm.encode_loop import AS_IS, View, embed
+from skclip_icm.encoder import load_encoder
+from skclip_icm.image_input import as_items
+from skclip_icm.interventions import intervention_key, resolve_interventions
+from skclip_icm.pairs import LazyCounterparts, PairedEmbeddings, attach_to_frame
+
+
+class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Encode images, and their interventions, with a CLIP model.
+
+    `transform` gives the embeddings of images. `fit_transform` gives the same values
+    and carries the embeddings of their counterparts under intervention along, for the
+    `ICMTransformer` behind it; these are encoded only if they are asked for. Nothing
+    is learnt, so fitting is not needed for any method.
+
+    Parameters
+    ----------
+    model_name : str, default="ViT-B-16"
+        What `open_clip.create_model` accepts: a built-in name, "hf-hub:org/model",
+        "local-dir:path"; or "demo", the small encoder of the extra ``demo``, which
+        needs no download.
+    pretrained : str or None, default="openai"
+        For a built-in name, the tag or the file of its weights; else ignored. The
+        activation function is that of the tag's own entry. A file does not record it,
+        so the name must: "ViT-B-16-quickgelu" for weights trained with QuickGELU.
+    interventions : str, callable, list or None, default="photometric"
+        What to do to the images that should not matter: names (see
+        `skclip_icm.interventions`) or callables. Each entry of a list makes
+        counterparts of its own. None makes none.
+    n_interventions : int, default=1
+        Random draws of each intervention.
+    batch_size : int or "auto", default="auto"
+        Images per forward pass.
+    device : str, default="auto"
+        Where the model runs, such as "cpu" or "cuda:1". "auto" is the first of cuda,
+        mps and cpu that is there when the model is used.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        Precision of the model. "auto" is bfloat16 where the processor computes it
+        natively and the model gains by it, else float32. Embeddings are float32.
+    normalize : bool, default=True
+        Whether embeddings have unit Euclidean norm.
+    on_error : {"raise", "nan"}, default="raise"
+        For an image that cannot be read: raise an error that names the row, or give a
+        row of NaN and its index in `failed_`.
+    cache : None, "memory", path or object, default=None
+        Where embeddings are kept, by the content of the image, the model and the
+        intervention. None: in the memory of this process, the least recently used
+        dropped beyond 512 MiB. "memory": the same without a bound. A path: a directory
+        that other processes and later runs use too. See
+        `skclip_icm.EmbeddingCache` for a bound on its size.
+    n_jobs : int or None, default=None
+        Threads that decode images. None means one for each processor.
+    random_state : int, RandomState instance or None, default=0
+        Seed of the interventions. With an int, a counterpart depends on the seed and
+        the pixels only, not on the order or number of images.
+    verbose : bool, default=False
+        Whether to show a progress bar.
+
+    Attributes
+    ----------
+    failed_ : list of int
+        Rows of the latest call that could not be read, with ``on_error="nan"``.
+
+    See Also
+    --------
+    ICMTransformer : Uses the counterparts.
+    skclip_icm.EmbeddingCache : A cache on disk.
+
+    Notes
+    -----
+    Images are paths, bytes, PIL images, uint8 arrays or tensors, in a sequence, an
+    array, a Series or a frame of one column. Interventions act on the image as the
+    model sees it, after resizing and cropping. A fitted featurizer pickles without the
+    model; a process loads each model once, whatever the number of estimators.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skclip_icm import CLIPFeaturizer
+    >>> images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    >>> featurizer = CLIPFeaturizer("demo")
+    >>> Z = featurizer.fit_transform(images)
+    >>> Z.shape, Z.counterparts.shape
+    ((3, 1280), (3, 1, 1280))
+    >>> featurizer.encode_text(["a photo of a cat."]).shape
+    (1, 1280)
+    """
+
+    _parameter_constraints: dict = {
+        "model_name": [str],
+        "pretrained": [str, None],
+        "interventions": [str, callable, list, tuple, None],
+        "n_interventions": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "device": [str],
+        "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+        "normalize": ["boolean"],
+        "on_error": [StrOptions({"raise", "nan"})],
+        "cache": "no_validation",
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        model_name="ViT-B-16",
+        pretrained="openai",
+        *,
+        interventions="photometric",
+        n_interventions=1,
+        batch_size="auto",
+        device="auto",
+        dtype="auto",
+        normalize=True,
+        on_error="raise",
+        cache=None,
+        n_jobs=None,
+        random_state=0,
+        verbose=False,
+    ):
+        self.model_name = model_name
+        self.pretrained = pretrained
+        self.interventions = interventions
+        self.n_interventions = n_interventions
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.normalize = normalize
+        self.on_error = on_error
+        self.cache = cache
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Check the parameters and the kind of input; nothing is learnt.
+
+        Parameters
+        ----------
+        X : sequence of images
+            Images, see the notes of the class.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : CLIPFeaturizer
+            The featurizer itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `X` is no sequence of images, or a parameter is wrong.
+        """
+        as_items(X)
+        if self.interventions is not None:
+            resolve_interventions(self.interventions)
+        return self
+
+    def transform(self, X):
+        """Embed images.
+
+        Parameters
+        ----------
+        X : sequence of length n
+            Images, see the notes of the class.
+
+        Returns
+        -------
+        Z : ndarray of shape (n, d), float32
+            Embeddings.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read, unless ``on_error="nan"``.
+        WeightsNotFoundError
+            If the model's weights cannot be had.
+        """
+        Z, self.failed_ = self._embed(as_items(X), [AS_IS])
+        return Z[:, 0]
+
+    def fit_transform(self, X, y=None):
+        """Embed images and prepare their counterparts.
+
+        Parameters
+        ----------
+        X : sequence of length n
+            Images, see the notes of the class.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        Z : PairedEmbeddings of shape (n, d), float32
+            The values that `transform` gives. The counterparts, of shape
+            (n, k, d) for k = number of interventions times `n_interventions`, are
+            encoded when first asked for.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read, unless ``on_error="nan"``.
+        WeightsNotFoundError
+            If the model's weights cannot be had.
+        """
+        return self.fit(X)._pair(X, self.interventions)
+
+    def intervene(self, X, interventions=None):
+        """Embed images together with their counterparts.
+
+        Parameters
+        ----------
+        X : sequence of length n
+            Images, see the notes of the class.
+        interventions : str, callable, list or None, default=None
+            Interventions to use instead of those of the featurizer.
+
+        Returns
+        -------
+        Z : PairedEmbeddings of shape (n, d), float32
+            Embeddings; ``Z.counterparts`` has shape (n, k, d).
+
+        Raises
+        ------
+        ValueError
+            If neither the call nor the featurizer names an intervention.
+        ImageError
+            If an image cannot be read, unless ``on_error="nan"``.
+        """
+        chosen = self.interventions if interventions is None else interventions
+        if chosen is None:
+            raise ValueError(
+                "There is no intervention: set CLIPFeaturizer(interventions=...) or "
+                "pass interventions, such as 'photometric'."
+            )
+        return self._pair(X, chosen)
+
+    def encode_text(self, texts):
+        """Embed texts with the model's text tower.
+
+        Parameters
+        ----------
+        texts : list of str
+            Texts; the model cuts them at its context length.
+
+        Returns
+        -------
+        T : ndarray of shape (m, d), float32
+            Embeddings, in the space of the image embeddings.
+        """
+        self._validate_params()
+        return self._normalized(self._encoder().encode_text(texts))
+
+    def preview(self, X):
+        """Draw images beside their interventions.
+
+        Parameters
+        ----------
+        X : sequence of length n
+            A few images, see the notes of the class.
+
+        Returns
+        -------
+        figure : matplotlib.figure.Figure
+            One row for each image: as the model sees it, then each counterpart.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing (extra ``plot``).
+        """
+        from skclip_icm.plotting import InterventionDisplay
+
+        return InterventionDisplay.from_estimator(self, X).figure_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    @property
+    def _n_features_out(self):
+        return self._encoder().n_features
+
+    def _pair(self, X, interventions):
+        self._validate_params()
+        items, views = as_items(X), self._views(interventions)
+        Z, self.failed_ = self._embed(items, [AS_IS])
+        Z = Z[:, 0]
+        if not views:
+            return Z
+
+        def compute(rows):
+            return self._embed([items[row] for row in rows], views)[0]
+
+        token = "/".join([self._encoder().fingerprint, *(view.key for view in views)])
+        shape = (len(Z), len(views), Z.shape[1])
+        paired = PairedEmbeddings(Z, LazyCounterparts(compute, shape, token))
+        framed = _wrap_data_with_container("transform", paired, X, self)
+        if hasattr(framed, "attrs"):
+            # scikit-learn wraps the array without its counterparts.
+            attach_to_frame(framed, paired)
+        return framed
+
+    def _embed(self, items, views):
+        self._validate_params()
+        embeddings, failed = embed(
+            items,
+            self._encoder(),
+            views,
+            open_cache(self.cache),
+            batch_size=64 if self.batch_size == "auto" else self.batch_size,
+            n_jobs=self.n_jobs,
+            on_error=self.on_error,
+            progress=self._progress,
+        )
+        return self._normalized(embeddings), failed
+
+    def _encoder(self):
+        return load_encoder(
+            self.model_name, self.pretrained, device=self.device, dtype=self.dtype
+        )
+
+    def _normalized(self, embeddings):
+        if self.normalize:
+            norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+            embeddings /= np.maximum(norms, np.finfo(np.float32).tiny)
+        return embeddings
+
+    def _views(self, interventions):
+        if interventions is None:
+            return []
+        seed = self.random_state
+        if not isinstance(seed, Integral):
+            seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
+        many = isinstance(interventions, list | tuple)
+        entries = interventions if many else [interventions]
+        resolve_interventions(entries)
+        return [
+            View(f"{_key(entry)}/{seed}/{draw}", entry, int(seed), draw)
+            for entry in entries
+            for draw in range(self.n_interventions)
+        ]
+
+    def _progress(self, n_images):
+        if not self.verbose or not n_images:
+            return _Silent()
+        from tqdm.auto import tqdm
+
+        return tqdm(total=n_images, unit="img", desc=type(self).__name__)
+
+
+class _Silent(nullcontext):
+    def __enter__(self):
+        return self
+
+    def update(self, n_images):
+        pass
+
+
+# Callables whose code does not say all that they do have a key for their lifetime.
+_KEYS_FOR_LIFE = weakref.WeakKeyDictionary()
+
+
+def _key(intervention):
+    """Text that tells what an intervention does, for cache keys."""
+    key = intervention_key(intervention)
+    if key is None:
+        try:
+            key = _KEYS_FOR_LIFE.setdefault(intervention, uuid.uuid4().hex)
+        except TypeError:  # neither hashable nor weakly referable
+            key = uuid.uuid4().hex
+    return key

@@ -1,0 +1,374 @@
+"""What images there are: the container, and the content of one row.
+
+`as_items` checks the container; `read_content` handles one row, so a broken row
+never costs the others. Only regular files of bounded size are read. Torch tensors
+are recognised without importing torch.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+#: Largest file read, in bytes.
+MAX_BYTES = 512 * 2**20
+
+_EXPECTED = (
+    "a list, 1-d array, Series or one-column frame of paths, bytes, PIL images or "
+    "uint8 arrays (H, W), (H, W, 3) or (H, W, 4); or a uint8 array (n, H, W, 3); or "
+    "a uint8 torch tensor (n, 3, H, W)"
+)
+_KINDS = ("path", "bytes", "PIL image", "array", "torch tensor")
+
+
+class ImageError(ValueError):
+    """One row is not a usable image.
+
+    Parameters
+    ----------
+    message : str
+        What was found, what was expected and how to fix it.
+    row : int or None
+        Position of the image in the input; None where there is only one image.
+
+    Examples
+    --------
+    >>> try:
+    ...     read_content("nowhere.jpg", row=3)
+    ... except ImageError as error:
+    ...     print(error.row, error)
+    3 row 3: 'nowhere.jpg': no such file. Check the path; ...
+    """
+
+    def __init__(self, message, row=None):
+        super().__init__(message)
+        self.row = row
+
+    def __reduce__(self):
+        return type(self), (str(self), self.row)
+
+
+def as_items(X):
+    """Check a container of images and return it as a sequence of rows.
+
+    Pixels are neither copied nor looked at: a broken row is left for
+    `read_content` and `decode` to report.
+
+    Parameters
+    ----------
+    X : sequence, array, Series, one-column frame or torch tensor
+        Of paths, bytes, PIL images or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or
+        (H, W, 4); or one array (n, H, W, C) with C in (1, 3, 4); or a torch tensor
+        (n, C, H, W). Floats in [0, 1] are accepted in place of uint8. Missing
+        entries (None, NaN) are kept.
+
+    Returns
+    -------
+    sequence of length n
+        ``X`` itself, a view of it, or a list of its entries.
+
+    Raises
+    ------
+    TypeError
+        If ``X`` is no container of images.
+    ValueError
+        If ``X`` is empty or has the shape of something else.
+    ImageError
+        If kinds are mixed; names the first row that differs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> len(as_items(["cat.jpg", "dog.jpg"]))
+    2
+    >>> as_items(np.zeros((5, 32, 32, 3), dtype=np.uint8))[0].shape
+    (32, 32, 3)
+    """
+    if X is None or isinstance(X, str | os.PathLike | bytes | bytearray | Image.Image):
+        what = "None" if X is None else f"a single {_kind(X)}"
+        raise TypeError(f"X is {what}, expected {_EXPECTED}. Wrap one image in a list.")
+    if isinstance(X, np.ndarray):
+        items = _array_items(X)
+    elif _is_torch(X):
+        items = _tensor_items(X)
+    elif hasattr(X, "columns"):
+        items = list(_only_column(X))
+    elif isinstance(X, Sequence) or hasattr(X, "to_list"):
+        items = list(X)
+    else:
+        raise TypeError(
+            f"X is a {type(X).__name__}, expected {_EXPECTED}. Turn an iterator into "
+            "a list first."
+        )
+    if len(items) == 0:
+        raise ValueError(f"X holds no images, expected {_EXPECTED}, with n >= 1.")
+    if isinstance(items, list):
+        _check_one_kind(items)
+    return items
+
+
+def read_content(item, row=None):
+    """Fetch what one row holds: file bytes, or the checked pixels.
+
+    Parameters
+    ----------
+    item : str, os.PathLike, bytes, PIL image, array or tensor
+        One entry of `as_items`.
+    row : int, optional
+        Its position, for the error message.
+
+    Returns
+    -------
+    bytes, PIL image or uint8 array
+        Bytes of a path's file; bytes and PIL images as they are; arrays and tensors
+        as a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a view where
+        possible. Floats in [0, 1] become ``round(255 * x)``.
+
+    Raises
+    ------
+    ImageError
+        If the entry is missing, of another type, dtype, shape or range, or its file
+        cannot be read. A FIFO, socket or device is refused without being opened.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> read_content(np.ones((2, 2))).dtype
+    dtype('uint8')
+    """
+    kind = _kind(item)
+    if kind is None:
+        raise row_error(
+            row, repr(item), "the image is missing", "Drop or fill the row."
+        )
+    if kind == "path":
+        return _read_file(item, row)
+    if kind == "bytes":
+        if len(item) == 0:
+            raise row_error(row, "bytes", "they are empty", "Pass a whole image file.")
+        return bytes(item)
+    if kind == "PIL image":
+        return item
+    if kind == "torch tensor":
+        return check_array(_tensor_to_array(item, row), row)
+    if kind == "array":
+        return check_array(item, row)
+    raise row_error(
+        row, f"an object of type {kind}", "not an image", f"Expected {_EXPECTED}."
+    )
+
+
+# Containers
+
+
+def _array_items(X):
+    if X.dtype.kind in "OUT":
+        if X.ndim == 1 or (X.ndim == 2 and X.shape[1] == 1):
+            return list(X.reshape(-1))
+        raise ValueError(
+            f"X has shape {X.shape}, expected (n,) or (n, 1) for an array of paths, "
+            "bytes or images. Select the one column that holds the images."
+        )
+    if X.ndim == 4 and X.shape[-1] in (1, 3, 4):
+        return X
+    if X.ndim == 4 and X.shape[1] in (1, 3, 4):
+        fix = "Put channels last: X.transpose(0, 2, 3, 1)."
+    elif X.ndim == 3 and X.shape[-1] in (1, 3, 4):
+        fix = "If it is one image, wrap it in a list: [X]."
+    elif X.ndim == 3:
+        fix = "If it is a stack of greyscale images, add an axis: X[..., None]."
+    elif X.ndim == 2:
+        fix = "It looks like embeddings or features already, not images."
+    else:
+        fix = f"Expected {_EXPECTED}."
+    raise ValueError(
+        f"X is a {X.dtype} array of shape {X.shape}, expected (n, H, W, 3). {fix}"
+    )
+
+
+def _tensor_items(X):
+    if X.ndim == 4 and X.shape[1] in (1, 3, 4):
+        return X
+    if X.ndim == 3:
+        fix = "If it is one image, wrap it in a list: [X]."
+    elif X.ndim == 2:
+        fix = "It looks like embeddings or features already, not images."
+    else:
+        fix = "Put channels first: X.permute(0, 3, 1, 2)."
+    raise ValueError(
+        f"X is a {X.dtype} tensor of shape {tuple(X.shape)}, expected (n, 3, H, W). "
+        f"{fix}"
+    )
+
+
+def _only_column(frame):
+    if frame.shape[1] != 1:
+        raise ValueError(
+            f"X is a frame of {frame.shape[1]} columns, expected one column of paths, "
+            "bytes or images. Select it: X[['name']]."
+        )
+    return frame.iloc[:, 0] if hasattr(frame, "iloc") else frame[frame.columns[0]]
+
+
+def _check_one_kind(items):
+    first, first_row = None, None
+    for row, item in enumerate(items):
+        kind = _kind(item)
+        if kind is None or kind == first:
+            continue
+        if first is not None:
+            raise ImageError(
+                f"X mixes kinds: row {first_row} is a {first}, row {row} is a {kind}. "
+                "Pass images of one kind in one call.",
+                row,
+            )
+        if kind not in _KINDS:
+            raise TypeError(f"X holds a {kind} in row {row}, expected {_EXPECTED}.")
+        first, first_row = kind, row
+
+
+def _kind(item):
+    """Name the kind of one entry; None for a missing one, else its type's name."""
+    if isinstance(item, str | os.PathLike):
+        return "path"
+    if isinstance(item, bytes | bytearray | memoryview):
+        return "bytes"
+    if isinstance(item, Image.Image):
+        return "PIL image"
+    if isinstance(item, np.ndarray):
+        return "array"
+    if _is_torch(item):
+        return "torch tensor"
+    name = type(item).__name__
+    if item is None or name in ("NAType", "NaTType"):
+        return None
+    if isinstance(item, float | np.floating) and np.isnan(item):
+        return None
+    return name
+
+
+def _is_torch(item):
+    return type(item).__module__.startswith("torch") and hasattr(item, "is_contiguous")
+
+
+# One row's content
+
+
+def _read_file(path, row):
+    name = _shorten(os.fspath(path))
+    try:
+        # Opening a FIFO would wait for a writer and opening a device may act on it:
+        # look first, and once more at what was opened, lest it was swapped.
+        _check_regular(os.stat(path), row, name)
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            _check_regular(status, row, name)
+            content = file.read(status.st_size)
+    except ImageError:
+        raise
+    except (OSError, ValueError) as exc:
+        raise row_error(row, name, _reason(exc), _file_fix(exc, name)) from exc
+    if not content:
+        raise row_error(row, name, "the file is empty", "Restore or drop it.")
+    return content
+
+
+def _open_without_waiting(path, flags):
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(status, row, name):
+    if stat.S_ISDIR(status.st_mode):
+        fix = "Pass the paths of the files in it."
+        raise row_error(row, name, "a directory", fix)
+    if not stat.S_ISREG(status.st_mode):
+        found = "not a regular file (FIFO, socket or device)"
+        raise row_error(row, name, found, "Pass the path of an image file.")
+    if status.st_size > MAX_BYTES:
+        found = f"the file has {status.st_size} bytes, at most {MAX_BYTES} are read"
+        raise row_error(row, name, found, "Save the image smaller.")
+
+
+def _reason(exc):
+    reason = {
+        errno.ENOENT: "no such file",
+        errno.EACCES: "no permission to read the file",
+        errno.ELOOP: "a loop of symbolic links",
+    }.get(getattr(exc, "errno", None))
+    return reason or getattr(exc, "strerror", None) or str(exc)
+
+
+def _file_fix(exc, name):
+    if "://" in name:
+        return "Addresses are not fetched: download the file and pass its path."
+    if isinstance(exc, FileNotFoundError):
+        return f"Check the path; the working directory is {os.getcwd()!r}."
+    return "Pass the path of a readable image file."
+
+
+def _tensor_to_array(tensor, row):
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+        raise row_error(
+            row,
+            f"{tensor.dtype} tensor of shape {tuple(tensor.shape)}",
+            "expected (3, H, W)",
+            "Put channels first.",
+        )
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # NumPy has no bfloat16
+    return tensor.detach().cpu().permute(1, 2, 0).numpy()
+
+
+def check_array(array, row):
+    """Return the pixels of one image as uint8, or say what is wrong with them."""
+    name = f"{array.dtype} array of shape {array.shape}"
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
+        raise row_error(
+            row, name, "expected (H, W), (H, W, 3) or (H, W, 4)", "Put channels last."
+        )
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise row_error(
+            row,
+            name,
+            "expected dtype uint8 (0 to 255)",
+            "Scale to 0..255 and convert: array.astype('uint8').",
+        )
+    # Comparisons with NaN are false, so this refuses NaN too.
+    if array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise row_error(
+            row,
+            name,
+            f"values from {array.min():.6g} to {array.max():.6g}, a float image must "
+            "lie in [0, 1]",
+            "Divide by the largest possible value, or convert to uint8.",
+        )
+    return np.rint(array * np.float32(255)).astype(np.uint8)
+
+
+# Messages
+
+
+def row_error(row, name, found, fix):
+    """Build the error for one row."""
+    where = name if row is None else f"row {row}: {name}"
+    return ImageError(f"{where}: {found}. {fix}", row)
+
+
+def describe(content):
+    """Name an image that has no path."""
+    if isinstance(content, Image.Image):
+        width, height = content.size
+        return f"PIL image of mode {content.mode}, {width} x {height} pixels"
+    if isinstance(content, np.ndarray):
+        return f"{content.dtype} array of shape {content.shape}"
+    return f"{len(content)} bytes"
+
+
+def _shorten(path):
+    text = repr(path)
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-100:]}"

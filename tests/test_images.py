@@ -1,0 +1,497 @@
+"""Anything to an RGB image, or a clear error."""
+
+import io
+import os
+import pickle
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from PIL import Image
+
+from skclip_icm import images
+from skclip_icm.images import ImageError, as_items, decode, digest, read_content
+
+
+def picture(size=(40, 30), seed=0):
+    """Return a smooth colour picture, so that lossy formats stay close."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image, image_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def difference(a, b):
+    return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
+
+
+class TestAsItems:
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            list,
+            tuple,
+            lambda x: np.array(x, dtype=object),
+            lambda x: np.array(x, dtype=object)[:, None],
+            np.array,
+            lambda x: np.array(x)[:, None],
+            pd.Series,
+            lambda x: pd.DataFrame({"path": x}, index=[7, 7]),
+            pl.Series,
+            lambda x: pl.DataFrame({"path": x}),
+        ],
+    )
+    def test_containers_of_paths(self, wrap):
+        assert list(as_items(wrap(["a.jpg", "b.jpg"]))) == ["a.jpg", "b.jpg"]
+
+    def test_str_and_path_are_one_kind(self):
+        assert len(as_items(["a.jpg", Path("b.jpg")])) == 2
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_stacked_arrays_are_not_copied(self, channels):
+        X = np.zeros((3, 8, 9, channels), dtype=np.uint8)
+        items = as_items(X)
+        assert np.shares_memory(read_content(items[1], 1), X)
+
+    def test_tensors_stacked_and_listed(self):
+        torch = pytest.importorskip("torch")
+        X = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
+        for items in (as_items(X), as_items(list(X))):
+            pixels = read_content(items[1], 1)
+            np.testing.assert_array_equal(pixels, X[1].permute(1, 2, 0).numpy())
+
+    def test_float_tensors_and_wrong_tensors(self):
+        torch = pytest.importorskip("torch")
+        half = torch.full((2, 1, 4, 4), 0.2, dtype=torch.bfloat16)
+        assert read_content(as_items(half)[0])[0, 0, 0] == 51
+        for shape, message in [
+            ((3, 4, 4), "wrap it in a list"),
+            ((5, 512), "embeddings or features"),
+            ((2, 8, 9, 3), r"permute\(0, 3, 1, 2\)"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                as_items(torch.zeros(shape, dtype=torch.uint8))
+        with pytest.raises(ImageError, match=r"row 1: .*expected \(3, H, W\)"):
+            read_content(torch.zeros(8, 9, 3, dtype=torch.uint8), 1)
+
+    @pytest.mark.parametrize(
+        "X", ["a.jpg", Path("a.jpg"), b"bytes", picture(), None], ids=type
+    )
+    def test_single_image(self, X):
+        with pytest.raises(TypeError, match="Wrap one image in a list"):
+            as_items(X)
+
+    @pytest.mark.parametrize(
+        "X", [[], (), np.empty((0, 8, 8, 3), np.uint8), pd.Series([], dtype=object)]
+    )
+    def test_empty(self, X):
+        with pytest.raises(ValueError, match="holds no images"):
+            as_items(X)
+
+    def test_mixed_kinds_name_the_first_row_that_differs(self):
+        with pytest.raises(ImageError, match="row 1 is a path, row 3 is a PIL image"):
+            as_items([None, "a.jpg", "b.jpg", picture(), picture()])
+        with pytest.raises(ImageError) as caught:
+            as_items(["a.jpg", b"bytes"])
+        assert caught.value.row == 1
+
+    @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, np.float32("nan")])
+    def test_missing_rows_are_kept_for_later(self, missing):
+        items = as_items([missing, "a.jpg"])
+        assert len(items) == 2
+        with pytest.raises(ImageError, match="row 0: .*missing"):
+            read_content(items[0], 0)
+
+    @pytest.mark.parametrize(
+        ("X", "message"),
+        [
+            (np.zeros((5, 512), np.float32), "embeddings or features"),
+            (np.zeros((30, 40, 3), np.uint8), r"wrap it in a list"),
+            (np.zeros((7, 30, 40), np.uint8), r"X\[..., None\]"),
+            (np.zeros((7, 3, 30, 40), np.uint8), "channels last"),
+            (np.zeros(7), "expected"),
+            (np.array([["a.jpg", "b.jpg"]]), "one column"),
+            (pd.DataFrame({"a": ["x"], "b": ["y"]}), "2 columns"),
+        ],
+    )
+    def test_wrong_shape(self, X, message):
+        with pytest.raises(ValueError, match=message):
+            as_items(X)
+
+    @pytest.mark.parametrize("X", [{"a": 1}, {"a"}, iter(["a"]), 3, [1, 2], [["a"]]])
+    def test_wrong_type(self, X):
+        with pytest.raises(TypeError, match="expected"):
+            as_items(X)
+
+
+class TestReadContent:
+    @pytest.mark.parametrize("as_type", [str, Path])
+    def test_file(self, tmp_path, as_type):
+        path = tmp_path / "a.bin"
+        path.write_bytes(b"content")
+        assert read_content(as_type(path)) == b"content"
+
+    def test_bytes(self):
+        assert read_content(memoryview(b"content")) == b"content"
+        assert read_content(bytearray(b"content")) == b"content"
+        with pytest.raises(ImageError, match="row 1: bytes: they are empty"):
+            read_content(b"", 1)
+        with pytest.raises(ImageError, match="row 1: .* type int: not an image"):
+            read_content(3, 1)
+
+    def test_no_such_file_says_where_it_looked(self):
+        with pytest.raises(ImageError, match="no such file.*working directory") as e:
+            read_content("nowhere.jpg", 4)
+        assert e.value.row == 4
+        assert "row 4" in str(e.value) and "nowhere.jpg" in str(e.value)
+
+    def test_fifo_is_refused_without_waiting(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.jpg")
+        with pytest.raises(ImageError, match="not a regular file"):
+            read_content(tmp_path / "pipe.jpg", 0)
+
+    def test_other_unreadable_paths(self, tmp_path):
+        (tmp_path / "empty.jpg").touch()
+        (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+        for path, message in [
+            (tmp_path, "a directory"),
+            (tmp_path / "empty.jpg", "empty"),
+            (tmp_path / "loop.jpg", "loop of symbolic links"),
+            ("/dev/zero", "not a regular file"),
+            ("a\0b.jpg", "null byte"),
+            ("x" * 100_000, "name too long"),
+            ("", "no such file"),
+            ("https://example.org/a.jpg", "not fetched"),
+        ]:
+            with pytest.raises(ImageError, match=message) as caught:
+                read_content(path, 0)
+            assert len(str(caught.value)) < 1000
+
+    def test_file_above_the_bound(self, tmp_path):
+        path = tmp_path / "huge.jpg"
+        with open(path, "wb") as file:
+            file.truncate(images.MAX_BYTES + 1)  # sparse
+        with pytest.raises(ImageError, match="at most"):
+            read_content(path)
+
+    def test_floats_in_the_unit_interval(self):
+        pixels = read_content(np.array([[0.0, 0.5], [1.0, 0.2]], dtype=np.float32))
+        np.testing.assert_array_equal(pixels, [[0, 128], [255, 51]])
+
+    @pytest.mark.parametrize("value", [-0.1, 1.5, 255.0, np.nan, np.inf])
+    def test_floats_elsewhere(self, value):
+        with pytest.raises(ImageError, match=r"row 2: .*\[0, 1\]"):
+            read_content(np.full((4, 4, 3), value), 2)
+
+    @pytest.mark.parametrize("dtype", ["int64", "uint16", "bool", "complex64"])
+    def test_wrong_dtype(self, dtype):
+        with pytest.raises(ImageError, match=f"{dtype}.*expected dtype uint8"):
+            read_content(np.zeros((4, 4, 3), dtype), 0)
+
+    def test_wrong_shape(self):
+        with pytest.raises(ImageError, match=r"\(4, 4, 2\)"):
+            read_content(np.zeros((4, 4, 2), np.uint8), 0)
+
+
+class TestDecode:
+    @pytest.mark.parametrize(
+        ("image_format", "tolerance"),
+        [
+            ("PNG", 0),
+            ("BMP", 0),
+            ("TIFF", 0),
+            ("PPM", 0),
+            ("JPEG", 30),
+            ("MPO", 30),
+            ("WEBP", 30),
+            ("JPEG2000", 30),
+            ("AVIF", 30),
+            ("GIF", 40),
+            ("ICO", 0),
+        ],
+    )
+    def test_formats(self, image_format, tolerance):
+        Image.init()
+        if image_format not in Image.SAVE:
+            pytest.skip(f"this Pillow does not write {image_format}")
+        image = picture((48, 32))
+        size = {"sizes": [(48, 32)]} if image_format == "ICO" else {}
+        decoded = decode(encoded(image, image_format, **size))
+        assert decoded.mode == "RGB" and decoded.size == (48, 32)
+        assert difference(decoded, image).max() <= tolerance
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+    def test_exif_orientation(self, orientation, image_format):
+        # What a camera stores so that the upright picture is recovered.
+        upright = picture()
+        inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+        method = inverse.get(orientation, images._TRANSPOSE.get(orientation))
+        stored = upright.transpose(method) if method is not None else upright
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encoded(stored, image_format, exif=exif)
+        for source in (content, Image.open(io.BytesIO(content))):
+            decoded = decode(source)
+            assert decoded.size == upright.size
+            assert difference(decoded, upright).mean() < 6
+            # Nothing is left that would turn it once more.
+            assert decode(decoded).size == upright.size
+
+    @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+    def test_damaged_exif_does_not_spoil_the_picture(self):
+        content = encoded(picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+        assert decode(content).size == (40, 30)
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
+    def test_transparent_modes_are_laid_on_white(self, mode):
+        image = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+        image.paste((10, 10, 10, 255), (0, 0, 2, 4))
+        source = image.convert("LA").convert(mode) if "L" in mode.upper() else image
+        if mode in ("PA", "RGBa"):
+            source = image.convert(mode)
+        decoded = decode(source)
+        assert decoded.getpixel((3, 0)) == (255, 255, 255)
+        assert max(decoded.getpixel((0, 0))) <= 20
+
+    def test_half_transparent(self):
+        image = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+        assert decode(encoded(image, "PNG")).getpixel((0, 0)) == (127, 127, 127)
+
+    @pytest.mark.parametrize(
+        ("mode", "colour"), [("P", 3), ("RGB", (1, 2, 3)), ("L", 9), ("1", 0)]
+    )
+    def test_transparent_colour_key(self, mode, colour):
+        image = Image.new(mode, (4, 4), colour)
+        if mode == "P":
+            image.putpalette(range(12))
+        content = encoded(image, "PNG", transparency=colour)
+        assert decode(content).getpixel((0, 0)) == (255, 255, 255)
+
+    def test_palette_with_an_alpha_table(self):
+        image = Image.new("P", (4, 4), 1)
+        image.putpalette([0, 0, 0, 50, 100, 150])
+        content = encoded(image, "PNG", transparency=bytes([0, 255]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert decode(content).getpixel((0, 0)) == (50, 100, 150)
+
+    @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
+    def test_other_modes(self, mode):
+        source = picture().convert(mode)
+        np.testing.assert_array_equal(decode(source), source.convert("RGB"))
+
+    def test_lab(self):
+        image = Image.new("LAB", (4, 4), (255, 128, 128))  # lightness 100, no colour
+        assert min(decode(image).getpixel((0, 0))) >= 250
+
+    def test_cmyk_jpeg(self):
+        image = picture()
+        decoded = decode(encoded(image.convert("CMYK"), "JPEG", quality=95))
+        assert difference(decoded, image).mean() < 6
+
+    @pytest.mark.parametrize(
+        ("image_format", "dtype"),
+        [("PNG", "uint16"), ("TIFF", "uint16"), ("TIFF", "int32")],
+    )
+    def test_16_bit(self, image_format, dtype):
+        values = np.array([[0, 257, 32896], [65535, 128, 129]], dtype=dtype)
+        red = np.asarray(decode(encoded(Image.fromarray(values), image_format)))[..., 0]
+        np.testing.assert_array_equal(red, [[0, 1, 128], [255, 0, 1]])
+
+    def test_float_image(self):
+        image = Image.fromarray(np.full((4, 4), 0.2, dtype=np.float32))
+        assert decode(encoded(image, "TIFF")).getpixel((0, 0)) == (51, 51, 51)
+        with pytest.raises(ImageError, match=r"\[0, 1\]"):
+            decode(Image.fromarray(np.full((4, 4), 9.0, dtype=np.float32)), 0)
+
+    def test_32_bit_out_of_range(self):
+        with pytest.raises(ImageError, match="0 to 65535"):
+            decode(Image.fromarray(np.full((4, 4), 70_000, dtype=np.int32)), 0)
+
+    @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF"])
+    def test_first_frame(self, image_format):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        content = encoded(
+            frames[0], image_format, save_all=True, append_images=[frames[1]]
+        )
+        red, _, blue = decode(content).getpixel((4, 4))
+        assert red > 240 and blue < 15
+
+    @pytest.mark.parametrize("shape", [(6, 7), (6, 7, 1), (6, 7, 3), (6, 7, 4)])
+    def test_arrays(self, shape):
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        if shape[-1] == 4:
+            pixels[..., 3] = 255
+        before = pixels.copy()
+        decoded = np.array(decode(pixels))
+        expected = np.broadcast_to(np.atleast_3d(pixels)[..., :3], (6, 7, 3))
+        np.testing.assert_array_equal(decoded, expected)
+        np.testing.assert_array_equal(decode(pixels[::-1]), expected[::-1])
+        np.testing.assert_array_equal(pixels, before)
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
+    def test_one_pixel(self, size):
+        image = Image.new("RGB", size)
+        for content in (image, encoded(image, "PNG"), np.asarray(image)):
+            with pytest.raises(ImageError, match="row 5: .*1-pixel image"):
+                decode(content, 5)
+
+    def test_empty_arrays(self):
+        with pytest.raises(ImageError, match="1-pixel image"):
+            decode(np.empty((0, 4, 3), np.uint8), 0)
+
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+    def test_truncated(self, image_format, share):
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        content = encoded(Image.fromarray(noise), image_format)
+        with pytest.raises(ImageError, match="row 1: 'a.jpg': "):
+            decode(content[: int(share * len(content))], 1, "a.jpg")
+
+    @pytest.mark.parametrize(
+        "content", [b"not an image", b"PK\3\4", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"%PDF-"]
+    )
+    def test_other_files(self, content):
+        with pytest.raises(ImageError, match="Expected one of JPEG, PNG"):
+            decode(content + bytes(200), 0, "a.jpg")
+
+    def test_pixel_bound_is_checked_before_decoding(self):
+        header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+        content = bytearray(encoded(picture(), "PNG"))
+        content[16:29] = header
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ImageError, match="60000 x 60000 pixels, at most"):
+                decode(bytes(content), 0)
+
+    def test_pillow_limit_is_ours_not_the_users(self, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        content = encoded(picture(), "PNG")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert decode(content).size == (40, 30)
+
+    @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "L"])
+    def test_pil_images_are_left_alone(self, mode):
+        image = picture().convert(mode)
+        image.info["comment"] = b"kept"
+        before, info = image.copy(), dict(image.info)
+        decoded = decode(image)
+        decoded.paste((1, 2, 3), (0, 0, 40, 30))
+        assert image == before and image.info == info
+
+    def test_closed_pil_image(self, tmp_path):
+        picture().save(tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as image:
+            pass
+        with pytest.raises(ImageError, match="row 0"):
+            decode(image, 0)
+
+    def test_same_bytes_from_many_threads(self, tmp_path):
+        picture((300, 200)).save(tmp_path / "a.png")
+        lazy = Image.open(tmp_path / "a.png")
+        content = encoded(picture((300, 200)), "JPEG")
+        work = [lazy, content] * 20
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda c: decode(c).tobytes(), work))
+        assert len(set(results[::2])) == 1 and len(set(results[1::2])) == 1
+
+
+class TestReducedDecoding:
+    @pytest.mark.parametrize(
+        ("size", "expected"),
+        [
+            ((800, 600), (200, 150)),  # 600 / 4 >= 2 * 64
+            ((2000, 1500), (250, 188)),
+            ((512, 512), (128, 128)),
+            ((255, 900), (255, 900)),
+            ((200, 150), (200, 150)),
+        ],
+    )
+    def test_stays_at_twice_the_target(self, size, expected):
+        image = picture(size)
+        content = encoded(image, "JPEG", quality=95)
+        decoded = decode(content, target=(64, 64))
+        assert decoded.size == expected
+        exact = decode(content).resize((64, 64), Image.Resampling.BICUBIC)
+        reduced = decoded.resize((64, 64), Image.Resampling.BICUBIC)
+        assert difference(exact, reduced).mean() < 1.5
+
+    def test_target_is_height_and_width_of_the_upright_image(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # stored 800 wide and 200 high, shown 200 wide and 800 high
+        content = encoded(picture((800, 200)), "JPEG", exif=exif)
+        assert decode(content, target=(200, 50)).size == (100, 400)
+        assert decode(content, target=(50, 200)).size == (200, 800)
+
+    def test_only_jpeg(self):
+        content = encoded(picture((800, 600)), "PNG")
+        assert decode(content, target=(32, 32)).size == (800, 600)
+
+
+class TestDigest:
+    def test_files_by_bytes(self):
+        content = encoded(picture(), "PNG")
+        assert digest(content) == digest(bytes(content))
+        assert digest(content) != digest(content + b"\0")
+        assert len(digest(content)) == 32
+
+    def test_pixels_and_shape_count(self):
+        pixels = np.zeros((4, 6, 3), dtype=np.uint8)
+        other = pixels.copy()
+        other[3, 5, 2] = 1
+        contents = [pixels, other, pixels.reshape(6, 4, 3), pixels[..., 0]]
+        assert len({digest(content) for content in contents}) == 4
+        assert digest(np.asfortranarray(pixels)) == digest(pixels)
+
+    def test_transparency_and_orientation_count(self):
+        opaque = Image.new("P", (4, 4), 0)
+        keyed = opaque.copy()
+        keyed.info["transparency"] = 0
+        assert digest(opaque) != digest(keyed)
+        turned = picture()
+        turned.getexif()[0x0112] = 3
+        assert digest(turned) != digest(picture())
+
+    def test_broken_pil_image(self):
+        content = encoded(picture((200, 200)), "PNG")
+        lazy = Image.open(io.BytesIO(content[: len(content) // 2]))
+        with pytest.raises(ImageError) as caught:
+            digest(lazy, 3)
+        assert caught.value.row == 3
+
+
+def test_error_crosses_processes():
+    error = pickle.loads(pickle.dumps(ImageError("row 3: broken", 3)))
+    assert error.row == 3 and str(error) == "row 3: broken"
+    assert isinstance(error, ValueError)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_files_never_raise_anything_else():
+    rng = np.random.default_rng(0)
+    Image.init()
+    for image_format in images.FORMATS:
+        if image_format not in Image.SAVE:
+            continue
+        content = encoded(picture(), image_format)
+        for _ in range(40):
+            damaged = bytearray(content)
+            for place in rng.integers(0, len(content), 5):
+                damaged[place] = rng.integers(0, 256)
+            try:
+                assert decode(bytes(damaged), 0).mode == "RGB"
+            except ImageError:
+                pass

