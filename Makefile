@@ -29,7 +29,7 @@ lint: $(STAMP)-test
 docs: $(STAMP)-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(STAMP)-demo
+bench: $(STAMP)-bench
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
@@ -38,16 +38,8 @@ clean:
 	find skclip_icm tests docs benchmarks -name __pycache__ -exec rm -rf {} +
 
 # Editable, so that no target runs an older copy of the sources.
-$(STAMP)-demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e ".[demo]"
-	touch $@
-
-$(STAMP)-test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e ".[demo,test]"
-	touch $@
-
-$(STAMP)-docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e ".[docs]"
+$(STAMP)-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e ".[demo,$*]"
 	touch $@
 
 $(BIN)/python:

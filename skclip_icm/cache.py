@@ -16,7 +16,7 @@ import numpy as np
 
 from skclip_icm.disk_cache import LOCK, EmbeddingCache, check_rows, shared_cache
 
-_ENTRY_BYTES = 384  # What Python takes for a row in memory beside its numbers.
+_ENTRY_BYTES = 256  # What Python takes for a row and its key beside the numbers.
 _RACY_SECONDS = 2  # Coarsest modification time of a common file system (FAT).
 
 

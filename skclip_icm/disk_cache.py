@@ -80,6 +80,7 @@ class EmbeddingCache:
         self.max_bytes = max_bytes
         self._folder = os.path.join(self.path, _FORMAT)
         self._db = self._opened = None
+        self._frozen = False  # Whether the connection sees no changes by others.
         self._first = 0  # Number of the first database not known to be damaged.
         self._reported = set()
         self._paused_until = 0.0
@@ -192,12 +193,13 @@ class EmbeddingCache:
         matches = map(_DATABASE_NAME.fullmatch, os.listdir(self._folder))
         number = max(self._first, *(int(m[1]) for m in matches if m), 0)
         file = os.path.join(self._folder, f"rows-{number}.sqlite")
-        if self._db is None or self._opened != (number, _inode(file)):
-            # Not open yet, or somebody removed the directory or found damage.
+        # Somebody else may have removed the directory or found damage.
+        current = self._opened == (number, _inode(file)) and not self._frozen
+        if self._db is None or not current:
             self.close()
             self._report_other_formats()
             self._opened = number, _inode(file)
-            self._db = _open_database(file)
+            self._db, self._frozen = _open_database(file)
             self._opened = number, _inode(file)
         return self._db
 
@@ -243,8 +245,9 @@ def check_rows(keys, rows):
 
 
 def _open_database(file):
+    """Return a connection, and whether it sees only what is there now."""
     try:
-        return _prepare(sqlite3.connect(file, **_CONNECT))
+        return _prepare(sqlite3.connect(file, **_CONNECT)), False
     except sqlite3.OperationalError as error:
         log = Path(f"{file}-wal")
         busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
@@ -252,23 +255,27 @@ def _open_database(file):
             raise
         # SQLite makes files beside the database, which a read-only directory forbids.
         uri = f"{Path(file).as_uri()}?immutable=1"
-        return _prepare(sqlite3.connect(uri, uri=True, **_CONNECT), options=())
+        return _prepare(sqlite3.connect(uri, uri=True, **_CONNECT), ()), True
 
 
 def _prepare(db, options=_OPTIONS):
     db.text_factory = bytes  # Damage may turn numbers into text that is not UTF-8.
     # One statement, so that nobody makes the table between two.
     query = "SELECT application_id, (SELECT count(*) FROM sqlite_master)"
-    found, n_tables = db.execute(f"{query} FROM pragma_application_id").fetchone()
-    if found != _APPLICATION_ID and n_tables:
-        raise sqlite3.DatabaseError("another program's database")
-    for option in options:
-        db.execute(option)
-    if found != _APPLICATION_ID:
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
-                db.execute(statement)
+    try:
+        found, n_tables = db.execute(f"{query} FROM pragma_application_id").fetchone()
+        if found != _APPLICATION_ID and n_tables:
+            raise sqlite3.DatabaseError("another program's database")
+        for option in options:
+            db.execute(option)
+        if found != _APPLICATION_ID:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA:
+                    db.execute(statement)
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 

@@ -64,17 +64,12 @@ def database(directory):
     return Path(directory) / "embeddings-v1" / "rows-0.sqlite"
 
 
-def start(code, *args, **kwargs):
-    """Start a process that runs `code` after importing this module's helpers."""
+def run(code, *args):
+    """Run `code` in a new process after importing this module's helpers."""
     code = "from test_cache import *\n" + textwrap.dedent(code)
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-        **kwargs,
-    )
+    command = [sys.executable, "-c", code, *map(str, args)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
 
 
 @pytest.fixture(params=["disk", "bounded disk", "memory", "bounded memory"])
@@ -158,7 +153,7 @@ def test_open_cache_says_what_it_accepts(tmp_path, monkeypatch):
 
 
 def test_memory_drops_the_least_recently_used():
-    store = _MemoryStore(max_bytes=100 * 640)
+    store = _MemoryStore(max_bytes=100 * 512)
     put(store, range(100))
     kept(store, range(10))
     put(store, range(100, 190))
@@ -167,8 +162,7 @@ def test_memory_drops_the_least_recently_used():
 
 
 def test_rows_outlive_the_process(tmp_path):
-    writer = start("put(EmbeddingCache(sys.argv[1]), range(300))", tmp_path)
-    assert writer.wait() == 0
+    run("put(EmbeddingCache(sys.argv[1]), range(300))", tmp_path)
     assert kept(open_cache(tmp_path), range(300)) == list(range(300))
 
 
@@ -486,7 +480,7 @@ def test_a_full_disk_costs_no_work(tmp_path):
         assert "work goes on" in str(reported[0].message)
         assert set(range(64)) <= set(kept(cache, range(1280), d=1280))
     """
-    assert start(code, tmp_path).wait() == 0
+    run(code, tmp_path)
     put(open_cache(tmp_path), range(300, 1280), d=1280)
     found = kept(open_cache(tmp_path), range(1280), d=1280)
     assert set(found) >= {*range(64), *range(300, 1280)}
@@ -529,7 +523,7 @@ def test_a_read_only_directory_can_be_read(tmp_path):
         database(directory).parent.chmod(0o555)
         directory.chmod(0o555)
         tmp_path.chmod(0o755)
-        assert start(code, tmp_path).wait() == 0
+        run(code, tmp_path)
     finally:
         for path in (directory, database(directory).parent):
             path.chmod(0o755)

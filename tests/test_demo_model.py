@@ -106,13 +106,13 @@ def test_fingerprint_changes_with_the_text_tower(tmp_path, monkeypatch):
     before = demo.demo_fingerprint()
     assert before == demo.demo_fingerprint()
     other = tmp_path / "text_tower.safetensors"
-    other.write_bytes(demo._TEXT_WEIGHTS.read_bytes() + b"\0")
-    monkeypatch.setattr(demo, "_TEXT_WEIGHTS", other)
+    other.write_bytes(demo.TEXT_WEIGHTS.read_bytes() + b"\0")
+    monkeypatch.setattr(demo, "TEXT_WEIGHTS", other)
     assert demo.demo_fingerprint() != before
 
 
 def test_text_tower_file_is_small():
-    assert demo._TEXT_WEIGHTS.stat().st_size <= 4 * 2**20
+    assert demo.TEXT_WEIGHTS.stat().st_size <= 4 * 2**20
 
 
 def test_wrong_image_weights_are_refused(tmp_path, monkeypatch):
@@ -126,10 +126,10 @@ def test_wrong_image_weights_are_refused(tmp_path, monkeypatch):
 def test_wrong_text_weights_are_refused(tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    state = load_file(demo._TEXT_WEIGHTS)
+    state = load_file(demo.TEXT_WEIGHTS)
     del state["text.ln_final.weight"]
     save_file(state, tmp_path / "text_tower.safetensors")
-    monkeypatch.setattr(demo, "_TEXT_WEIGHTS", tmp_path / "text_tower.safetensors")
+    monkeypatch.setattr(demo, "TEXT_WEIGHTS", tmp_path / "text_tower.safetensors")
     with pytest.raises(ValueError, match=r"missing \['text.ln_final.weight'\]"):
         demo.create_demo_model()
 
@@ -200,7 +200,7 @@ def test_folding_leaves_norms_that_no_convolution_feeds():
 def test_trained_text_tower_records_how_it_was_made():
     from safetensors import safe_open
 
-    with safe_open(demo._TEXT_WEIGHTS, "np") as file:
+    with safe_open(demo.TEXT_WEIGHTS, "np") as file:
         metadata = file.metadata()
         dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
     assert {"recipe", "seed", "accuracy", "versions", "sources"} <= set(metadata)

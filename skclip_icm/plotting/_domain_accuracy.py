@@ -1,0 +1,245 @@
+"""How well methods do in each domain."""
+
+import textwrap
+
+import numpy as np
+from sklearn.metrics import check_scoring
+from sklearn.utils import _safe_indexing
+
+from skclip_icm.plotting._axes import COLORS, make_axes
+from skclip_icm.plotting._steps import check_labels
+
+# As many as are coprime with the colours, so that the combinations do not repeat soon.
+_HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")
+_MEAN = "mean of\ndomains"
+
+
+class DomainAccuracyDisplay:
+    """Scores by domain, methods side by side.
+
+    It is recommended to use `from_scores` or `from_estimator`. Bars have the mean
+    over repeats; error bars reach one standard deviation up and down. The last group
+    has the mean over domains; its error bars are the deviation of that mean, and are
+    there if every domain has the same number of repeats.
+
+    Parameters
+    ----------
+    scores : dict of str to dict of str to array-like of shape (n_repeats,)
+        For each method, for each domain, one score or one of each repeat.
+    score_name : str, default="accuracy"
+        What is scored, for the label.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        The figure.
+    ax_ : matplotlib Axes
+        Its only panel.
+    bars_ : dict of str to matplotlib BarContainer
+        The bars of each method, in the order of the domains; the mean last.
+
+    See Also
+    --------
+    skclip_icm.interventional_scorer : Scores without labels of the target domain.
+
+    Examples
+    --------
+    >>> from skclip_icm.plotting import DomainAccuracyDisplay
+    >>> display = DomainAccuracyDisplay.from_scores(
+    ...     {
+    ...         "raw": {"photo": [0.9, 0.8], "sketch": [0.5, 0.4]},
+    ...         "ICM": {"photo": [0.9, 0.9], "sketch": [0.6, 0.8]},
+    ...     }
+    ... )
+    >>> [round(bar.get_height(), 2) for bar in display.bars_["ICM"]]
+    [0.9, 0.7, 0.8]
+    """
+
+    def __init__(self, *, scores, score_name="accuracy"):
+        self.scores = scores
+        self.score_name = score_name
+
+    @classmethod
+    def from_scores(cls, scores, *, score_name="accuracy", ax=None):
+        """Draw scores that are known already.
+
+        Parameters
+        ----------
+        scores : dict of str to dict of str to array-like of shape (n_repeats,)
+            For each method, for each domain, one score or one of each repeat.
+        score_name : str, default="accuracy"
+            What is scored, for the label.
+        ax : matplotlib Axes or None, default=None
+            Where to draw. None makes a figure.
+
+        Returns
+        -------
+        display : DomainAccuracyDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If methods have different domains, or a score is not finite.
+        """
+        return cls(scores=scores, score_name=score_name).plot(ax)
+
+    @classmethod
+    def from_estimator(
+        cls, estimators, X, y, domains, *, scoring=None, score_name=None, ax=None
+    ):
+        """Score fitted estimators domain by domain, and draw.
+
+        An estimator that saw a domain while fitting does well there: to judge how it
+        does in a new one, leave the rows it was fitted on out of `X`.
+
+        Parameters
+        ----------
+        estimators : estimator, or dict of str to estimator or list of estimators
+            Fitted. A dict names the methods; a list holds the repeats of one, such as
+            fits by several seeds.
+        X : sequence of length n
+            What the estimators predict from.
+        y : array-like of shape (n,)
+            Classes.
+        domains : array-like of shape (n,)
+            Domain of each row.
+        scoring : str, callable or None, default=None
+            What to measure, as in `sklearn.model_selection.cross_val_score`. None
+            takes the estimator's own score.
+        score_name : str or None, default=None
+            What is scored, for the label. None takes the name of `scoring`.
+        ax : matplotlib Axes or None, default=None
+            Where to draw. None makes a figure.
+
+        Returns
+        -------
+        display : DomainAccuracyDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If the lengths differ, or a score is not finite.
+        """
+        if not isinstance(estimators, dict):
+            estimators = {type(estimators).__name__: estimators}
+        y, domains = check_labels(y, "y", X), check_labels(domains, "domains", X)
+        repeats = {
+            method: fitted if isinstance(fitted, list | tuple) else [fitted]
+            for method, fitted in estimators.items()
+        }
+        scores = {method: {} for method in repeats}
+        for domain in np.unique(domains):
+            rows = np.flatnonzero(domains == domain)
+            X_domain, y_domain = _safe_indexing(X, rows), y[rows]
+            for method, fitted in repeats.items():
+                scores[method][str(domain)] = [
+                    check_scoring(estimator, scoring)(estimator, X_domain, y_domain)
+                    for estimator in fitted
+                ]
+        if score_name is None:
+            name = "score" if scoring is None else scoring
+            score_name = getattr(name, "__name__", str(name))
+        return cls(scores=scores, score_name=score_name).plot(ax)
+
+    def plot(self, ax=None):
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None, default=None
+            Where to draw. None makes a figure.
+
+        Returns
+        -------
+        display : DomainAccuracyDisplay
+            The display itself.
+        """
+        domains, columns = _columns(self.scores)
+        n_groups, n_methods = len(next(iter(columns.values()))), len(columns)
+        width = 1.5 + 0.45 * n_groups * (n_methods + 1)
+        self.figure_, axes = make_axes(ax, 1, 1, (np.clip(width, 5, 14), 4.2))
+        self.ax_ = axes[0, 0]
+        self.bars_ = {}
+        for i, (method, groups) in enumerate(columns.items()):
+            self.bars_[method] = self._draw_method(i, n_methods, method, groups)
+        self._label(domains, n_groups, n_methods)
+        return self
+
+    def _draw_method(self, i, n_methods, method, groups):
+        width = 0.84 / n_methods
+        means, deviations = np.array([_mean_and_deviation(g) for g in groups]).T
+        bars = self.ax_.bar(
+            np.arange(len(groups)) + (i - (n_methods - 1) / 2) * width,
+            means,
+            width,
+            yerr=None if np.isnan(deviations).all() else deviations,
+            capsize=3,
+            color=COLORS[i % len(COLORS)],
+            edgecolor="black",
+            hatch=_HATCHES[i % len(_HATCHES)],
+            label=method,
+        )
+        room = self.ax_.bbox.width / self.figure_.dpi / (len(groups) + 0.2) * width
+        self.ax_.bar_label(
+            bars, fmt="%.2f", padding=2, fontsize=9, rotation=0 if room > 0.36 else 90
+        )
+        return bars
+
+    def _label(self, domains, n_groups, n_methods):
+        ax = self.ax_
+        names = [textwrap.fill(name, 14) for name in domains]
+        if n_groups > len(domains):
+            names.append(_MEAN)
+            ax.axvline(n_groups - 1.5, color="black", linestyle=":")
+        ax.set_xticks(range(n_groups), names)
+        ax.set_xlim(-0.6, n_groups - 0.4)
+        ax.margins(y=0.15)
+        ax.set_ylabel(self.score_name)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(n_methods, 4)
+        )
+
+
+def _columns(scores):
+    """Return the domains, and by method a list of repeats for each group of bars."""
+    if not scores or not all(scores.values()):
+        raise ValueError(
+            "scores is empty, expected {method: {domain: score or scores}}."
+        )
+    first, domains = next((m, list(by_domain)) for m, by_domain in scores.items())
+    columns = {}
+    for method, by_domain in scores.items():
+        if set(by_domain) != set(domains):
+            raise ValueError(
+                f"{method!r} has scores of the domains {sorted(map(str, by_domain))}, "
+                f"expected those of {first!r}, {sorted(map(str, domains))}."
+            )
+        groups = [_repeats(by_domain[d], method, d) for d in domains]
+        if len(domains) > 1:
+            groups.append(_mean_over_domains(groups))
+        columns[method] = groups
+    return [str(domain) for domain in domains], columns
+
+
+def _repeats(values, method, domain):
+    repeats = np.asarray(values, dtype=float).reshape(-1)
+    if not repeats.size or not np.isfinite(repeats).all():
+        raise ValueError(
+            f"the score of {method!r} in domain {domain!r} is {values}, expected "
+            "finite numbers. Some scores need all classes in each domain."
+        )
+    return repeats
+
+
+def _mean_over_domains(groups):
+    if len({len(repeats) for repeats in groups}) == 1:
+        return np.mean(groups, axis=0)
+    return np.array([np.mean([repeats.mean() for repeats in groups])])
+
+
+def _mean_and_deviation(repeats):
+    deviation = repeats.std(ddof=1) if len(repeats) > 1 else np.nan
+    return repeats.mean(), deviation

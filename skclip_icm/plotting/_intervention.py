@@ -1,0 +1,189 @@
+"""What interventions do to images, and to their embeddings."""
+
+import os
+import textwrap
+
+import numpy as np
+
+from skclip_icm.encode_loop import AS_IS
+from skclip_icm.featurizer import CLIPFeaturizer
+from skclip_icm.image_input import as_items, read_content
+from skclip_icm.images import decode
+from skclip_icm.interventions import resolve_interventions
+from skclip_icm.plotting._axes import make_axes
+from skclip_icm.plotting._steps import find_step
+
+_MAX_IMAGES = 32
+
+
+class InterventionDisplay:
+    """Images beside their counterparts, with the cosine of their embeddings.
+
+    It is recommended to use `from_estimator`. One row for each image: the image as the
+    model sees it, resized and cropped, then its counterparts, each with the cosine
+    between its embedding and that of the image: 1 if the model sees no difference.
+
+    Parameters
+    ----------
+    originals : ndarray of shape (n, height, width, 3), uint8
+        Images as the model sees them.
+    counterparts : ndarray of shape (n, k, height, width, 3), uint8
+        Their counterparts under each of k interventions.
+    cosines : ndarray of shape (n, k)
+        Cosines between the embeddings of image and counterpart.
+    image_names : list of str of length n
+        What to write under the images.
+    intervention_names : list of str of length k
+        What to write above the counterparts.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        The figure.
+    axes_ : ndarray of shape (n, 1 + k) of matplotlib Axes
+        Its panels.
+
+    See Also
+    --------
+    skclip_icm.CLIPFeaturizer.preview : The same in one call.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skclip_icm import CLIPFeaturizer
+    >>> from skclip_icm.plotting import InterventionDisplay
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    >>> display = InterventionDisplay.from_estimator(
+    ...     CLIPFeaturizer("demo"), images, interventions=["grayscale", "invert"]
+    ... )
+    >>> display.cosines.shape
+    (2, 2)
+    """
+
+    def __init__(
+        self, *, originals, counterparts, cosines, image_names, intervention_names
+    ):
+        self.originals = originals
+        self.counterparts = counterparts
+        self.cosines = cosines
+        self.image_names = image_names
+        self.intervention_names = intervention_names
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, interventions=None, ax=None):
+        """Intervene on images, embed both, and draw.
+
+        Parameters
+        ----------
+        estimator : CLIPFeaturizer, Pipeline or search
+            The featurizer, or what holds one. It need not be fitted.
+        X : sequence of length n
+            Images, at most 32.
+        interventions : str, callable, list or None, default=None
+            Interventions to use instead of those of the featurizer.
+        ax : matplotlib Axes, array-like of n * (1 + k) Axes or None, default=None
+            Where to draw; one is divided. None makes a figure.
+
+        Returns
+        -------
+        display : InterventionDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If there is no `CLIPFeaturizer`, no intervention, or too many images.
+        ImageError
+            If an image cannot be read, also with ``on_error="nan"``.
+        """
+        before, featurizer = find_step(estimator, CLIPFeaturizer)
+        for step in before:
+            X = step.transform(X)
+        items = as_items(X)
+        if len(items) > _MAX_IMAGES:
+            raise ValueError(
+                f"X has {len(items)} images, at most {_MAX_IMAGES} are drawn: pass a "
+                "few, such as X[:8]."
+            )
+        if interventions is None:
+            interventions = featurizer.interventions
+        if interventions is None:
+            raise ValueError(
+                "There is no intervention: set CLIPFeaturizer(interventions=...) or "
+                "pass interventions, such as 'photometric'."
+            )
+        # Made once: with a RandomState as seed, other calls give other counterparts.
+        views = [AS_IS, *featurizer._views(interventions)]
+        rendered = _render(items, views, featurizer._encoder())
+        embeddings, _ = featurizer._embed(items, views)
+        display = cls(
+            originals=rendered[:, 0],
+            counterparts=rendered[:, 1:],
+            cosines=_cosines(embeddings[:, :1], embeddings[:, 1:]),
+            image_names=[_image_name(item, row) for row, item in enumerate(items)],
+            intervention_names=_intervention_names(
+                interventions, featurizer.n_interventions
+            ),
+        )
+        return display.plot(ax)
+
+    def plot(self, ax=None):
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, array-like of n * (1 + k) Axes or None, default=None
+            Where to draw; one is divided. None makes a figure.
+
+        Returns
+        -------
+        display : InterventionDisplay
+            The display itself.
+        """
+        n, k = np.shape(self.cosines)
+        size = 1.9 * (1 + k), 0.4 + 2.1 * n
+        self.figure_, self.axes_ = make_axes(ax, n, 1 + k, size)
+        for panel in self.axes_.ravel():
+            panel.set(xticks=[], yticks=[])
+        for name, panel in zip(
+            ["as the model sees it", *self.intervention_names],
+            self.axes_[0],
+            strict=True,
+        ):
+            panel.set_title(textwrap.fill(name, 20), fontsize=10)
+        for row, panels in enumerate(self.axes_):
+            panels[0].imshow(self.originals[row])
+            panels[0].set_xlabel(self.image_names[row])
+            for j, panel in enumerate(panels[1:]):
+                panel.imshow(self.counterparts[row, j])
+                panel.set_xlabel(f"cosine {self.cosines[row, j]:.2f}")
+        return self
+
+
+def _render(items, views, encoder):
+    rows = []
+    for row, item in enumerate(items):
+        image = encoder.resize(decode(read_content(item, row), row, _path(item)))
+        rows.append([np.asarray(view.render(image, encoder)) for view in views])
+    return np.array(rows)
+
+
+def _cosines(Z, Z_do):
+    norms = np.linalg.norm(Z, axis=-1) * np.linalg.norm(Z_do, axis=-1)
+    return np.sum(Z * Z_do, axis=-1) / np.maximum(norms, np.finfo(np.float32).tiny)
+
+
+def _intervention_names(interventions, n_draws):
+    names = [name for name, _ in resolve_interventions(interventions)]
+    if n_draws == 1:
+        return names
+    return [f"{name}, draw {draw + 1}" for name in names for draw in range(n_draws)]
+
+
+def _image_name(item, row):
+    name = os.path.basename(_path(item)) or f"image {row}"
+    return name if len(name) <= 22 else f"{name[:9]}…{name[-12:]}"
+
+
+def _path(item):
+    return os.fsdecode(item) if isinstance(item, str | os.PathLike) else ""

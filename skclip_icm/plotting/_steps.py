@@ -1,0 +1,84 @@
+"""What a display draws, found inside the estimator a user has at hand."""
+
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.utils import column_or_1d
+from sklearn.utils.validation import _num_samples, check_is_fitted
+
+from skclip_icm.icm import ICMTransformer
+
+
+def find_step(estimator, kind):
+    """Return the first estimator of a class, and the steps before it.
+
+    Parameters
+    ----------
+    estimator : estimator
+        One of the class itself, a pipeline, or a search over these.
+    kind : type
+        The class.
+
+    Returns
+    -------
+    before : list of transformers
+        Steps that the data goes through first.
+    step : estimator
+        The one that was looked for.
+    """
+    found = _search(estimator, kind)
+    if found is None:
+        raise ValueError(f"Expected {_wanted(kind)}, got {_describe(estimator)}.")
+    return found
+
+
+def find_fitted_icm(estimator):
+    """Return the fitted `ICMTransformer` in `estimator`, and the steps before it."""
+    before, icm = find_step(estimator, ICMTransformer)
+    outer = type(estimator).__name__
+    inside = "" if icm is estimator else f" in this {outer}"
+    hint = ", with refit=True" if isinstance(estimator, BaseSearchCV) else ""
+    check_is_fitted(
+        icm,
+        msg=f"The %(name)s{inside} is not fitted: call fit of the {outer} first{hint}.",
+    )
+    return before, icm
+
+
+def check_labels(labels, name, X):
+    """Return `labels` as an array with one entry for each row of `X`."""
+    labels = column_or_1d(labels)
+    if len(labels) != _num_samples(X):
+        raise ValueError(
+            f"{name} has {len(labels)} entries, expected {_num_samples(X)}: one for "
+            "each row of X, in the same order."
+        )
+    return labels
+
+
+def _search(estimator, kind):
+    if isinstance(estimator, kind):
+        return [], estimator
+    if isinstance(estimator, BaseSearchCV):
+        return _search(getattr(estimator, "best_estimator_", estimator.estimator), kind)
+    if isinstance(estimator, Pipeline):
+        before = []
+        for _, step in estimator.steps:
+            found = _search(step, kind)
+            if found is not None:
+                return before + found[0], found[1]
+            if step not in (None, "passthrough"):
+                before.append(step)
+    return None
+
+
+def _wanted(kind):
+    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    return f"{article} {kind.__name__}, or a Pipeline or a search that holds one"
+
+
+def _describe(estimator):
+    if isinstance(estimator, BaseSearchCV):
+        return f"a {type(estimator).__name__} over {_describe(estimator.estimator)}"
+    if isinstance(estimator, Pipeline):
+        return f"a Pipeline of the steps {', '.join(estimator.named_steps)}"
+    return f"a {type(estimator).__name__}"

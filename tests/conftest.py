@@ -1,0 +1,45 @@
+"""Fixtures shared by the tests: real photographs, and a count of forward passes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skclip_icm.cache import open_cache
+from skclip_icm.datasets import fetch_elpv
+from skclip_icm.encoder import Encoder
+
+
+@pytest.fixture(scope="session")
+def elpv():
+    """Forty photographs of solar cells: both modules, both classes."""
+    data = fetch_elpv()
+    groups = 2 * data.domains + data.target
+    rows = np.concatenate([np.flatnonzero(groups == group)[:10] for group in range(4)])
+    data.images = [data.images[row] for row in rows]
+    data.target, data.domains = data.target[rows], data.domains[rows]
+    return data
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Six small colour images, distinct, as uint8 arrays of equal shape."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (6, 4, 5, 3), np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(c).resize((60, 48), Image.BICUBIC)) for c in coarse]
+    )
+
+
+@pytest.fixture
+def forward_rows(monkeypatch):
+    """Number of images that went through a model in this test, from an empty cache."""
+    open_cache(None).clear()
+    counts = []
+    encode = Encoder.encode_images
+
+    def counted(self, pixels):
+        counts.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Encoder, "encode_images", counted)
+    return lambda: sum(counts)

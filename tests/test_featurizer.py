@@ -1,0 +1,315 @@
+"""What a user relies on when turning images into embeddings."""
+
+import io
+import logging
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skclip_icm import CLIPFeaturizer, ICMTransformer
+from skclip_icm.encoder import WeightsNotFoundError
+from skclip_icm.image_input import ImageError
+from skclip_icm.pairs import find_paired
+
+
+@pytest.fixture
+def demo():
+    return CLIPFeaturizer("demo")
+
+
+@pytest.fixture
+def folder(tmp_path, photographs):
+    paths = []
+    for i, pixels in enumerate(photographs):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+# scikit-learn leaves out the checks that feed numbers to an estimator whose tags say
+# that its input is no numeric array: images are the one thing this estimator takes.
+@pytest.mark.filterwarnings("ignore:Can't test estimator")
+@parametrize_with_checks([CLIPFeaturizer("demo")])
+def test_sklearn_contract(estimator, check):
+    check(estimator)
+
+
+def test_every_form_of_an_image_gives_the_same_embedding(demo, folder, photographs):
+    Z = demo.transform(folder)
+    assert Z.dtype == np.float32
+    assert Z.shape == (6, 1280)
+    assert type(Z) is np.ndarray
+    assert_allclose(np.linalg.norm(Z, axis=1), 1, rtol=1e-5)
+    forms = {
+        "str": [str(path) for path in folder],
+        "object array": np.array(folder, dtype=object),
+        "bytes": [path.read_bytes() for path in folder],
+        "PIL": [Image.open(path) for path in folder],
+        "array": photographs,
+        "list of arrays": list(photographs),
+        "tensor": torch.from_numpy(photographs).permute(0, 3, 1, 2),
+        "series": pd.Series([str(path) for path in folder]),
+        "frame": pd.DataFrame({"image": [str(path) for path in folder]}),
+        "polars": pl.Series([str(path) for path in folder]),
+        "float": photographs / 255,
+    }
+    for form, X in forms.items():
+        assert_allclose(demo.transform(X), Z, atol=1e-5, err_msg=form)
+
+
+def test_same_embeddings_whatever_the_batches_threads_and_order(photographs, folder):
+    Z = CLIPFeaturizer("demo", cache=_NoCache()).fit_transform(folder)
+    order = [3, 1, 5, 0, 2, 4]
+    for params in ({"batch_size": 1}, {"batch_size": 4, "n_jobs": 1}, {"n_jobs": 3}):
+        other = CLIPFeaturizer("demo", cache=_NoCache(), **params)
+        Z_other = other.fit_transform([folder[i] for i in order])
+        assert_allclose(Z_other, Z[order], atol=1e-5)
+        assert_allclose(Z_other.counterparts, Z.counterparts[order], atol=1e-5)
+
+
+class _NoCache:
+    def get_many(self, keys):
+        return [None] * len(keys)
+
+    def put_many(self, keys, rows):
+        pass
+
+
+def test_fit_transform_carries_counterparts_and_encodes_them_on_demand(
+    demo, photographs, forward_rows
+):
+    Z = demo.fit_transform(photographs)
+    assert_array_equal(Z, demo.transform(photographs))
+    assert forward_rows() == 6
+    assert Z[:2].counterparts.shape == (2, 1, 1280)
+    assert forward_rows() == 8
+    cosine = np.sum(np.asarray(Z)[:, None] * Z.counterparts, axis=-1)
+    assert forward_rows() == 12
+    assert 0 < cosine.min() < cosine.max() < 0.999
+
+
+def test_repeated_images_are_encoded_once(demo, photographs, forward_rows):
+    Z = demo.transform(photographs[[0, 1, 0, 0]])
+    assert forward_rows() == 2
+    assert_array_equal(Z[0], Z[3])
+
+
+def test_several_interventions_and_draws(photographs, forward_rows):
+    featurizer = CLIPFeaturizer(
+        "demo", interventions=["invert", _rotate, "color_jitter"], n_interventions=2
+    )
+    Z = featurizer.intervene(photographs)
+    assert Z.counterparts.shape == (6, 6, 1280)
+    invert, rotate, jitter = Z.counterparts.reshape(6, 3, 2, -1).swapaxes(0, 1)
+    assert_array_equal(invert[:, 0], invert[:, 1])  # nothing to draw
+    assert np.abs(jitter[:, 0] - jitter[:, 1]).max() > 0.01
+    by_hand = [_rotate(Image.fromarray(pixels)) for pixels in photographs]
+    size = featurizer._encoder().resize(Image.fromarray(photographs[0])).size
+    assert size == (224, 224)
+    assert rotate.shape == (6, 2, 1280)
+    assert len(by_hand) == 6
+
+
+def _rotate(image):
+    return image.transpose(Image.Transpose.ROTATE_90)
+
+
+def test_callable_sees_the_model_input(photographs):
+    seen = []
+
+    def remember(image):
+        seen.append(image.size)
+        return image
+
+    Z = CLIPFeaturizer("demo", interventions=remember).intervene(photographs)
+    assert set(seen) == {(224, 224)}
+    assert_allclose(Z.counterparts[:, 0], np.asarray(Z), atol=1e-6)
+
+
+def test_random_state_decides_the_counterparts(photographs):
+    def counterparts(**params):
+        return CLIPFeaturizer("demo", **params).intervene(photographs).counterparts
+
+    assert_array_equal(counterparts(random_state=1), counterparts(random_state=1))
+    assert np.abs(counterparts(random_state=1) - counterparts()).max() > 0.01
+    fixed = np.random.RandomState
+    assert_array_equal(
+        counterparts(random_state=fixed(0)), counterparts(random_state=fixed(0))
+    )
+
+
+def test_interventions_given_to_intervene_replace_those_of_the_estimator(photographs):
+    Z = CLIPFeaturizer("demo", interventions=None).fit_transform(photographs)
+    assert find_paired(Z) is None
+    with pytest.raises(ValueError, match="no intervention"):
+        CLIPFeaturizer("demo", interventions=None).intervene(photographs)
+    paired = CLIPFeaturizer("demo", interventions=None).intervene(photographs, "invert")
+    assert paired.counterparts.shape == (6, 1, 1280)
+
+
+def test_text_and_images_share_a_space(demo, photographs):
+    T = demo.encode_text(["a photo of food.", "a photo of an animal."])
+    assert T.shape == (2, demo.transform(photographs).shape[1])
+    assert T.dtype == np.float32
+    assert_allclose(np.linalg.norm(T, axis=1), 1, rtol=1e-5)
+
+
+def test_normalize_off_keeps_the_length_the_model_gives(photographs):
+    Z = CLIPFeaturizer("demo", normalize=False).transform(photographs)
+    unit = CLIPFeaturizer("demo").transform(photographs)
+    norms = np.linalg.norm(Z, axis=1, keepdims=True)
+    assert np.abs(norms - 1).max() > 0.1
+    assert_allclose(Z / norms, unit, atol=1e-6)
+
+
+def test_pickle_and_clone_leave_the_model_out(demo, photographs, tmp_path):
+    demo.fit(photographs)
+    joblib.dump(demo, tmp_path / "demo.joblib")
+    assert (tmp_path / "demo.joblib").stat().st_size < 2000
+    loaded = joblib.load(tmp_path / "demo.joblib")
+    assert_array_equal(loaded.transform(photographs), demo.transform(photographs))
+    assert loaded._encoder() is clone(demo)._encoder() is demo._encoder()
+
+
+def test_pandas_output_keeps_names_index_and_counterparts(demo, photographs, folder):
+    images = pd.Series([str(path) for path in folder], index=list("abcdef"))
+    demo.set_output(transform="pandas")
+    frame = demo.fit_transform(images)
+    assert list(frame.index) == list("abcdef")
+    assert list(frame.columns) == list(demo.get_feature_names_out())
+    assert frame.columns[0] == "clipfeaturizer0"
+    icm = ICMTransformer(pairs="interventional").fit(frame.loc[["a", "c", "e"]])
+    assert icm.n_pairs_seen_ == 3
+    assert list(demo.transform(images).columns) == list(frame.columns)
+    assert find_paired(demo.intervene(images)).counterparts.shape == (6, 1, 1280)
+
+
+def test_polars_output(demo, photographs):
+    frame = demo.set_output(transform="polars").fit_transform(photographs)
+    assert isinstance(frame, pl.DataFrame)
+    assert frame.shape == (6, 1280)
+
+
+def test_verbose_shows_progress(photographs, capsys):
+    CLIPFeaturizer("demo", verbose=True, cache=_NoCache()).transform(photographs)
+    assert "6/6" in capsys.readouterr().err
+    CLIPFeaturizer("demo", cache=_NoCache()).transform(photographs)
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def bad_files(tmp_path, good):
+    truncated = tmp_path / "truncated.png"
+    truncated.write_bytes(good.read_bytes()[:200])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("not an image")
+    Image.new("RGB", (1, 1)).save(tmp_path / "pixel.png")
+    names = ["missing.png", "empty.jpg", "truncated.png", "text.jpg", "pixel.png", ""]
+    return [tmp_path / name for name in names]
+
+
+def test_an_image_that_cannot_be_read_names_its_row(demo, folder, tmp_path):
+    for bad in bad_files(tmp_path, folder[0]):
+        with pytest.raises(ImageError, match="row 2") as caught:
+            demo.transform([*folder[:2], bad, folder[2]])
+        assert caught.value.row == 2
+        assert bad.name in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), pd.NA])
+def test_missing_values_name_their_row(demo, folder, bad):
+    with pytest.raises(ImageError, match="row 1.*missing"):
+        demo.transform([folder[0], bad])
+
+
+def test_on_error_nan_leaves_the_other_rows_untouched(demo, folder, tmp_path, caplog):
+    bad = bad_files(tmp_path, folder[0])
+    X = [folder[0], *bad, folder[1], None, folder[2], bad[2]]
+    lenient = CLIPFeaturizer("demo", on_error="nan")
+    with caplog.at_level(logging.WARNING, logger="skclip_icm"):
+        Z = lenient.fit_transform(X)
+    failed = [1, 2, 3, 4, 5, 6, 8, 10]
+    good = [0, 7, 9]
+    assert lenient.failed_ == failed
+    assert np.isnan(Z[failed]).all()
+    assert_array_equal(Z[good], demo.transform(folder[:3]))
+    assert np.isnan(Z.counterparts[failed]).all()
+    assert np.isfinite(Z.counterparts[good]).all()
+    assert "row 3" in caplog.text
+    with pytest.raises(ValueError, match="NaN"):
+        ICMTransformer().fit(Z)
+    assert ICMTransformer().fit(Z[good]).n_pairs_seen_ == 3
+    lenient.transform(folder)
+    assert lenient.failed_ == []
+    assert np.isnan(lenient.transform([bad[0]])).all()
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (None, TypeError, "X"),
+        ([], ValueError, "empty"),
+        ("photo.jpg", TypeError, "list"),
+        (np.zeros((3, 1280), np.float32), ValueError, "embeddings"),
+        (np.full((2, 8, 8, 3), 1.5), ValueError, r"\[0, 1\]"),
+    ],
+)
+def test_bad_containers(demo, X, error, message):
+    with pytest.raises(error, match=message):
+        demo.fit_transform(X)
+
+
+def test_mixed_kinds_in_one_call(demo, folder, photographs):
+    with pytest.raises(ImageError, match="row 1"):
+        demo.transform([str(folder[0]), photographs[0]])
+
+
+def test_finished_rows_survive_a_bad_one(demo, folder, tmp_path, forward_rows):
+    one_by_one = CLIPFeaturizer("demo", batch_size=1, n_jobs=1)
+    with pytest.raises(ImageError):
+        one_by_one.transform([*folder, bad_files(tmp_path, folder[0])[2]])
+    done = forward_rows()
+    assert done == 6
+    one_by_one.transform(folder)
+    assert forward_rows() == done
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"interventions": "blur"}, "gaussian_blur"),
+        ({"interventions": []}, "empty"),
+        ({"model_name": "ViT-B-61"}, "ViT-B-16"),
+        ({"model_name": "ViT-B-32", "pretrained": "laion"}, "laion2b_s34b_b79k"),
+        ({"device": "cuda:99"}, "cuda:99"),
+    ],
+)
+def test_bad_parameters(photographs, params, message):
+    params = {"model_name": "demo", **params}
+    with pytest.raises(ValueError, match=message):
+        CLIPFeaturizer(**params).fit_transform(photographs)
+
+
+def test_missing_weights_name_the_way_out(photographs, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises((WeightsNotFoundError, ValueError), match="demo"):
+        CLIPFeaturizer("ViT-B-32", str(tmp_path / "none.pt")).transform(photographs)
+
+
+def test_nothing_is_read_from_bytes_that_are_no_image(demo):
+    buffer = io.BytesIO()
+    pickle.dump({"a": 1}, buffer)
+    with pytest.raises(ImageError, match="row 0"):
+        demo.transform([buffer.getvalue()])

@@ -1,0 +1,199 @@
+"""The pipeline on real photographs, in every setting that scikit-learn offers."""
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import (
+    GridSearchCV,
+    LeaveOneGroupOut,
+    cross_val_predict,
+    cross_val_score,
+)
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skclip_icm import CLIPFeaturizer, ICMTransformer, interventional_scorer
+
+
+def make_pipeline(*between, memory=None, transform_input=None, **clip):
+    steps = [
+        ("clip", CLIPFeaturizer("demo", **clip)),
+        *between,
+        ("icm", ICMTransformer(pairs="interventional")),
+        ("clf", LogisticRegression(max_iter=1000)),
+    ]
+    return Pipeline(steps, memory=memory, transform_input=transform_input)
+
+
+def test_default_pipeline(elpv, forward_rows):
+    pipe = make_pipeline().fit(elpv.images, elpv.target)
+    assert forward_rows() == 80  # each photograph and its one counterpart
+    assert pipe["icm"].n_pairs_seen_ == 40
+    assert pipe.score(elpv.images, elpv.target) > 0.8
+    assert forward_rows() == 80
+    pipe.predict([np.asarray(pixels) for pixels in np.zeros((2, 50, 50), np.uint8)])
+    assert forward_rows() == 81  # two equal images, themselves only
+
+
+def test_pipeline_without_icm_never_encodes_counterparts(elpv, forward_rows):
+    pipe = make_pipeline().set_params(icm="passthrough")
+    pipe.fit(elpv.images, elpv.target)
+    assert forward_rows() == 40
+
+
+def test_grid_search_encodes_each_image_and_intervention_once(elpv, forward_rows):
+    grid = {"icm__lam": [0.3, 1, 3], "clf__C": [0.3, 1]}
+    search = GridSearchCV(
+        make_pipeline(interventions=["invert", "gaussian_blur"]),
+        grid,
+        cv=LeaveOneGroupOut(),
+        scoring=interventional_scorer("roc_auc"),
+        error_score="raise",
+    )
+    search.fit(elpv.images, elpv.target, groups=elpv.domains)
+    assert forward_rows() == 40 * 3
+    assert search.best_estimator_["icm"].pairs_ == "interventional"
+    search.predict(elpv.images)
+    assert forward_rows() == 40 * 3
+
+
+def test_scorer_scores_each_intervention_apart(elpv):
+    pipe = make_pipeline().fit(elpv.images, elpv.target)
+    names = ["invert", "gaussian_blur", "equalize"]
+    mean = interventional_scorer("accuracy", names)
+    worst = interventional_scorer("accuracy", names, aggregate="worst")
+    paired = pipe["clip"].intervene(elpv.images, names)
+    apart = [pipe[1:].score(Z, elpv.target) for Z in paired.counterparts.swapaxes(0, 1)]
+    assert_allclose(mean(pipe, elpv.images, elpv.target), np.mean(apart))
+    assert_allclose(worst(pipe, elpv.images, elpv.target), min(apart))
+    precomputed = interventional_scorer("accuracy")(pipe[1:], paired, elpv.target)
+    assert_allclose(precomputed, np.mean(apart))
+
+
+def test_scorer_on_what_has_no_counterparts(elpv):
+    Z = np.random.default_rng(0).normal(size=(40, 4))
+    probe = LogisticRegression().fit(Z, elpv.target)
+    with pytest.raises(ValueError, match="CLIPFeaturizer.*LogisticRegression"):
+        interventional_scorer("accuracy")(probe, Z, elpv.target)
+    with pytest.raises(ValueError, match="scoring"):
+        interventional_scorer(3)
+    with pytest.raises(ValueError, match="aggregate"):
+        interventional_scorer("accuracy", aggregate="median")
+
+
+def test_grid_search_in_two_processes(elpv):
+    search = GridSearchCV(
+        make_pipeline(), {"icm__lam": [1, 3]}, cv=2, n_jobs=2, error_score="raise"
+    )
+    search.fit(elpv.images, elpv.target)
+    alone = GridSearchCV(make_pipeline(), {"icm__lam": [1, 3]}, cv=2)
+    alone.fit(elpv.images, elpv.target)
+    assert_allclose(
+        search.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"]
+    )
+
+
+def test_grid_search_on_precomputed_embeddings(elpv):
+    Z = CLIPFeaturizer("demo").fit_transform(elpv.images)
+    search = GridSearchCV(
+        make_pipeline()[1:],
+        {"icm__lam": [1, 3]},
+        cv=3,
+        scoring=interventional_scorer("accuracy"),
+        n_jobs=2,
+        error_score="raise",
+    )
+    assert search.fit(Z, elpv.target).best_score_ > 0.5
+
+
+def test_pipeline_memory(elpv, tmp_path, forward_rows):
+    for _ in range(2):
+        pipe = make_pipeline(memory=str(tmp_path)).fit(elpv.images, elpv.target)
+        assert pipe["icm"].pairs_ == "interventional"
+    assert forward_rows() == 80
+    other = make_pipeline(memory=str(tmp_path), interventions="invert")
+    other.fit(elpv.images, elpv.target)
+    assert np.abs(other["icm"].eigenvalues_ - pipe["icm"].eigenvalues_).max() > 1e-4
+
+
+def test_fitted_pipeline_round_trips(elpv, tmp_path):
+    pipe = make_pipeline().fit(elpv.images, elpv.target)
+    expected = pipe.predict_proba(elpv.images)
+    joblib.dump(pipe, tmp_path / "pipe.joblib")
+    assert (tmp_path / "pipe.joblib").stat().st_size < 5_000_000
+    for loaded in (joblib.load(tmp_path / "pipe.joblib"), pickle.loads(pickle.dumps(pipe))):
+        assert_array_equal(loaded.predict_proba(elpv.images), expected)
+
+
+def test_cross_validation_helpers(elpv):
+    predicted = cross_val_predict(make_pipeline(), elpv.images, elpv.target, cv=2)
+    assert predicted.shape == (40,)
+    scores = cross_val_score(
+        make_pipeline(),
+        elpv.images,
+        elpv.target,
+        groups=elpv.domains,
+        cv=LeaveOneGroupOut(),
+        scoring=interventional_scorer("roc_auc"),
+        error_score="raise",
+    )
+    assert len(scores) == 2
+
+
+def test_pandas_output_throughout(elpv):
+    pipe = make_pipeline().set_output(transform="pandas")
+    search = GridSearchCV(
+        pipe,
+        {"icm__lam": [1]},
+        cv=2,
+        scoring=interventional_scorer("accuracy"),
+        error_score="raise",
+    ).fit(elpv.images, elpv.target)
+    fitted = search.best_estimator_
+    assert fitted["icm"].pairs_ == "interventional"
+    assert list(fitted["clf"].feature_names_in_[:1]) == ["icmtransformer0"]
+    plain = make_pipeline().fit(elpv.images, elpv.target)
+    assert_allclose(fitted["icm"].eigenvalues_, plain["icm"].eigenvalues_, atol=1e-9)
+
+
+def test_explicit_counterparts_by_metadata(elpv):
+    """`X_do` holds images here: the pipeline embeds them as it embeds `X`."""
+    changed = [image for image in elpv.images[::-1]]
+    with config_context(enable_metadata_routing=True):
+        pipe = make_pipeline(transform_input=["X_do"])
+        pipe.fit(elpv.images, elpv.target, X_do=changed)
+        search = GridSearchCV(pipe, {"icm__lam": [1]}, cv=2, error_score="raise")
+        search.fit(elpv.images, elpv.target, X_do=np.array(changed, dtype=object))
+    Z = CLIPFeaturizer("demo").transform(elpv.images)
+    by_hand = ICMTransformer().fit(Z, X_do=Z[::-1])
+    assert_allclose(pipe["icm"].eigenvalues_, by_hand.eigenvalues_, atol=1e-9)
+
+
+def test_a_step_that_rebuilds_the_array_is_named(elpv):
+    pipe = make_pipeline(("scale", StandardScaler()))
+    with pytest.raises(ValueError, match=r"step 'scale' \(StandardScaler\) rebuilt"):
+        pipe.fit(elpv.images, elpv.target)
+
+
+def test_interventional_validation_picks_what_survives_the_shift(elpv):
+    """On embeddings whose classes a background gives away, lam must not stay 0."""
+    from skclip_icm.datasets import make_causal_embeddings
+
+    data = make_causal_embeddings(400, random_state=0)
+    train = data.domains == 0
+    Z, y = data.embeddings, data.target
+    pipe = Pipeline([("icm", ICMTransformer(None)), ("clf", LogisticRegression())])
+    grid = {"icm__lam": [0, 10], "icm__n_components": [None, "auto"]}
+    chosen = {}
+    for name, scoring in (("inside", "accuracy"), ("do", interventional_scorer())):
+        search = GridSearchCV(pipe, grid, scoring=scoring).fit(Z[train], y[train])
+        chosen[name] = search.score(Z[~train], y[~train]) if name == "inside" else (
+            search.best_estimator_.score(Z[~train], y[~train])
+        )
+    assert chosen["inside"] < 0.8
+    assert chosen["do"] > 0.95
