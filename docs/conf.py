@@ -1,5 +1,8 @@
 """Settings of the documentation; build it with `make docs`."""
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 import skclip_icm
 
 project = "skclip-icm"
@@ -12,7 +15,6 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "examples", "sg_execution_times.rst"]
@@ -38,6 +40,11 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = "skclip-icm"
 html_show_sourcelink = False
+html_math_renderer = "mathml"
+# Pages without pages below them have nothing to show at the left.
+html_sidebars = {
+    page: [] for page in ("get_started", "theory", "benchmarks", "contributing")
+}
 html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
@@ -47,8 +54,20 @@ html_theme_options = {
 
 def setup(app):
     app.connect("autodoc-skip-member", skip_routing_methods)
+    app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
 
 
 def skip_routing_methods(app, what, name, value, skip, options):
     """Leave out `set_fit_request` and its like, which scikit-learn documents."""
     return True if name.startswith("set_") and name.endswith("_request") else None
+
+
+# Browsers show MathML by themselves, so the pages need neither a script nor a network.
+def inline_math(translator, node):
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def display_math(translator, node):
+    translator.body.append(f"<p>{tex2mathml(node.astext(), as_block=True)}</p>")
+    raise nodes.SkipNode

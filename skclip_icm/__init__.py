@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from skclip_icm.icm import ICMTransformer
     from skclip_icm.model_selection import interventional_scorer
     from skclip_icm.pairs import PairedEmbeddings
+    from skclip_icm.zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0.dev0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "EmbeddingCache",
     "ICMTransformer",
     "PairedEmbeddings",
+    "ZeroShotClassifier",
     "datasets",
     "interventional_scorer",
     "interventions",
@@ -32,6 +34,7 @@ _HOME = {
     "EmbeddingCache": "cache",
     "ICMTransformer": "icm",
     "PairedEmbeddings": "pairs",
+    "ZeroShotClassifier": "zero_shot",
     "interventional_scorer": "model_selection",
 }
 

@@ -9,6 +9,7 @@ outer products add up to exactly that.
 
 import sys
 import warnings
+from numbers import Real
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -29,8 +30,9 @@ def find_differences(pairs, X, *, paired=None, y=None, X_do=None, domains=None):
 
     Parameters
     ----------
-    pairs : {"auto", "interventional", "domain", "class"} or tuple of two arrays
-        The source. "auto" is the first for which there is data.
+    pairs : {"auto", "interventional", "domain", "class"} or tuple
+        The source. "auto" is the first for which there is data. (U, V) are given
+        pairs; (U, V, weight) are the same beside those that "auto" finds.
     X : ndarray of shape (n, d)
         Embeddings, checked.
     paired : PairedEmbeddings, default=None
@@ -42,10 +44,13 @@ def find_differences(pairs, X, *, paired=None, y=None, X_do=None, domains=None):
 
     Returns
     -------
-    kind : {"interventional", "domain", "class", "given"}
-        The source.
+    kind : str
+        The source: "interventional", "domain", "class", "given", or one of the first
+        three followed by "+given".
     rows : iterator of float64 ndarrays of shape (m, d)
-        Their outer products add up to the sum over all pairs.
+        Their outer products add up to the sum over all pairs. For two sources they
+        are scaled such that this sum divided by `n_pairs` is the weighted mean of the
+        two second moments.
     n_pairs : int
         Number of pairs, at least 1.
 
@@ -54,14 +59,20 @@ def find_differences(pairs, X, *, paired=None, y=None, X_do=None, domains=None):
     ValueError
         If there are no such pairs, or shapes or values do not fit.
     """
+    kind, given = pairs, None
     if isinstance(pairs, tuple):
-        return "given", *_given_pairs(pairs, X.shape[1])
-    kind = pairs
+        kind, given = "auto", _given_pairs(pairs, X.shape[1])
+        if len(pairs) == 2:
+            return "given", *given
     if kind == "auto":
         kind = _first_available(paired, y, X_do, domains)
     if kind == "interventional":
-        return kind, *_interventional_pairs(X, paired, X_do)
-    return kind, *_labelled_pairs(kind, X, y, domains)
+        found = _interventional_pairs(X, paired, X_do)
+    else:
+        found = _labelled_pairs(kind, X, y, domains)
+    if given is None:
+        return kind, *found
+    return f"{kind}+given", *_weighted(found, given, pairs[2])
 
 
 def float64_chunks(X):
@@ -213,11 +224,14 @@ def _labelled_pairs(kind, X, y, domains):
 
 
 def _given_pairs(pairs, n_features):
-    if len(pairs) != 2:
+    if len(pairs) not in (2, 3):
         raise ValueError(
-            f"pairs must be a tuple of two arrays (U, V), got {len(pairs)} entries."
+            "pairs must be a tuple of two arrays (U, V), or (U, V, weight); got "
+            f"{len(pairs)} entries."
         )
-    U, V = (np.asarray(part) for part in pairs)
+    if len(pairs) == 3:
+        _check_weight(pairs[2])
+    U, V = (np.asarray(part) for part in pairs[:2])
     for name, part in (("U", U), ("V", V)):
         if part.ndim != 2 or part.shape[1] != n_features or not len(part):
             raise ValueError(
@@ -230,6 +244,26 @@ def _given_pairs(pairs, n_features):
             f"U and V in pairs=(U, V) differ in length: {len(U)} and {len(V)} rows."
         )
     return interventional_differences(U, V[:, None]), len(U)
+
+
+def _check_weight(weight):
+    if not isinstance(weight, Real) or not 0 < weight < 1:
+        raise ValueError(
+            f"weight in pairs=(U, V, weight) is {weight!r}, expected a number between "
+            "0 and 1, both excluded. For these pairs alone, give pairs=(U, V)."
+        )
+
+
+def _weighted(found, given, weight):
+    """Join two sources, each as (rows, n_pairs), with a weight for the second."""
+    n_pairs = found[1] + given[1]
+
+    def rows():
+        for (source, n), share in ((found, 1 - weight), (given, weight)):
+            for differences in source:
+                yield differences * np.sqrt(share * n_pairs / n)
+
+    return rows(), n_pairs
 
 
 def _check_finite(values, name):

@@ -51,9 +51,12 @@ class ICMTransformer(
     pairs : {"auto", "interventional", "domain", "class"} or tuple, default="auto"
         Where the pairs come from. "interventional": `X_do`, or the counterparts that
         `X` carries. "domain": rows of one class in different domains (needs `y` and
-        `domains`). "class": rows of one class (needs `y`). A tuple of two arrays of
-        shape (m, d): given pairs, such as embeddings of captions and of their edits.
-        "auto": the first of interventional, domain and class for which there is data.
+        `domains`). "class": rows of one class (needs `y`). A tuple (U, V) of arrays
+        of shape (m, d): given pairs, such as embeddings of captions and of their
+        edits. "auto": the first of interventional, domain and class for which there
+        is data. A tuple (U, V, weight): the pairs of "auto" and the given ones; with
+        0 < weight < 1, :math:`S_{do}` is (1 - weight) times that of the first plus
+        weight times that of the second.
     center : bool, default=True
         Whether to take the mean off, and to use the covariance for :math:`S` rather
         than the second moment. Differences between pairs are never centred.
@@ -87,7 +90,8 @@ class ICMTransformer(
     n_pairs_seen_ : int
         Number of pairs.
     pairs_ : str
-        Source of the pairs: "interventional", "domain", "class" or "given".
+        Source of the pairs: "interventional", "domain", "class" or "given"; for two
+        sources, such as "interventional+given".
     n_features_in_ : int
         Width of the training rows.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from .callables import call_reproducibly, describe_callable
+from .captions import captions
 from .images import ImageError, decode, digest, read_content
 
-__all__ = ["intervene", "intervention_key", "resolve_interventions"]
+__all__ = ["captions", "intervene", "intervention_key", "resolve_interventions"]
 
 #: Parameter ranges, each drawn uniformly. Brightness, contrast and saturation are
 #: factors; hue is in turns; sigma in pixels of an image whose shorter side is 224,

@@ -43,7 +43,8 @@ def interventional_scorer(scoring=None, interventions=None, *, aggregate="mean")
     scorer : callable
         ``scorer(estimator, X, y)`` returns a float; for the `scoring` parameter of
         anything in scikit-learn. `estimator` is a pipeline over images with a
-        `CLIPFeaturizer`, or any estimator over `PairedEmbeddings`.
+        `CLIPFeaturizer`, a `ZeroShotClassifier`, or any estimator over
+        `PairedEmbeddings`.
 
     Raises
     ------
@@ -100,6 +101,10 @@ def _counterparts(estimator, X, interventions):
     paired = find_paired(X)
     if paired is not None and interventions is None:
         return estimator, _each(paired, like=X)
+    if paired is None and hasattr(estimator, "featurizer_"):
+        # It embeds images itself, and takes embeddings in their place.
+        paired = find_paired(estimator.featurizer_.intervene(X, interventions))
+        return estimator, _each(paired, like=paired)
     at = _featurizer_step(estimator)
     if at is None:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import builtins
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -130,7 +131,7 @@ def test_wrong_text_weights_are_refused(tmp_path, monkeypatch):
     del state["text.ln_final.weight"]
     save_file(state, tmp_path / "text_tower.safetensors")
     monkeypatch.setattr(demo, "TEXT_WEIGHTS", tmp_path / "text_tower.safetensors")
-    with pytest.raises(ValueError, match=r"missing \['text.ln_final.weight'\]"):
+    with pytest.raises(ValueError, match="fit open_clip_config.json: text.ln_final"):
         demo.create_demo_model()
 
 
@@ -197,12 +198,49 @@ def test_folding_leaves_norms_that_no_convolution_feeds():
     assert isinstance(module.norm, torch.nn.Identity)
 
 
+def test_folding_undoes_itself_where_it_would_change_the_output():
+    class Tapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 1)
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x + self.norm(x)  # the convolution's own output is used too
+
+    torch.manual_seed(0)
+    module = Tapped()
+    module(torch.rand(8, 3, 4, 4))
+    module.eval()
+    x = torch.rand(2, 3, 4, 4)
+    with torch.inference_mode():
+        expected = module(x)
+        assert torch.equal(demo.fold_batch_norm(module, x)(x), expected)
+
+
 def test_trained_text_tower_records_how_it_was_made():
     from safetensors import safe_open
 
     with safe_open(demo.TEXT_WEIGHTS, "np") as file:
-        metadata = file.metadata()
+        facts = json.loads(file.metadata()["training"])
         dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
-    assert {"recipe", "seed", "accuracy", "versions", "sources"} <= set(metadata)
+    assert {"recipe", "accuracy", "versions", "sources"} <= set(facts)
+    assert min(facts["accuracy"].values()) > 0.4  # the largest class has 0.23
     assert dtypes.pop("used_tokens") == np.int32
     assert set(dtypes.values()) == {np.dtype("float16")}
+
+
+def test_held_out_concepts_are_a_fixed_fifth():
+    from skclip_icm.demo.train_text_tower import held_out_concepts
+
+    concepts = [f"{0x1F300 + i:X}" for i in range(2000)]
+    held_out = held_out_concepts(concepts)
+    assert 0.17 < held_out.mean() < 0.23
+    assert (held_out_concepts(concepts[::-1]) == held_out[::-1]).all()
+    # The released text tower was trained on this split.
+    assert held_out_concepts(["1F436", "1F431", "1F354"]).tolist() == [
+        False,
+        True,
+        False,
+    ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skclip_icm.datasets._emoji import fetch_emoji_styles
+from skclip_icm.datasets import fetch_emoji_styles
 
 NODE_MODULES = Path(os.environ.get("SKCLIP_ICM_NODE_MODULES", "node_modules"))
 needs_npm = pytest.mark.skipif(

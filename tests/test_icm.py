@@ -182,6 +182,32 @@ def test_auto_takes_the_first_source_with_data(small):
         fit(Z, np.linspace(0, 1, 40))  # a regression target has no classes
 
 
+@pytest.mark.parametrize("method", ["projection", "whitening"])
+def test_given_pairs_beside_those_of_the_data(small, method):
+    Z, Z_do, y, domains = small
+    rng = np.random.default_rng(1)
+    U, V = rng.normal(size=(2, 7, 6))
+    params = {"n_components": None, "method": method, "shrinkage": 0}
+
+    def second_moment(differences):
+        return differences.T.astype(float) @ differences / len(differences)
+
+    sources = {
+        "interventional+given": ({"X_do": Z_do}, (Z[:, None] - Z_do).reshape(-1, 6)),
+        "domain+given": ({"domains": domains}, all_pairs(Z, y, domains)),
+    }
+    for kind, (arguments, differences) in sources.items():
+        S_do = 0.7 * second_moment(differences) + 0.3 * second_moment(U - V)
+        # Six pairs whose second moment is S_do.
+        root = np.linalg.cholesky(6 * S_do).T
+        by_hand = ICMTransformer(pairs=(root, 0 * root), **params).fit(Z)
+        icm = ICMTransformer(pairs=(U, V, 0.3), **params).fit(Z, y, **arguments)
+        assert_allclose(icm.eigenvalues_, by_hand.eigenvalues_, rtol=1e-5, atol=1e-6)
+        assert_allclose(icm.components_, by_hand.components_, rtol=1e-4, atol=1e-4)
+        assert icm.pairs_ == kind
+        assert icm.n_pairs_seen_ == len(differences) + 7
+
+
 def test_whitening_damps_moved_directions(causal):
     Z = causal.embeddings[causal.train]
     icm = ICMTransformer(method="whitening").fit(Z)
@@ -224,6 +250,8 @@ def test_bad_counterparts(small, arguments, message):
         ((np.ones((3, 6)), np.ones((2, 6))), "differ in length: 3 and 2"),
         ((np.ones((3, 5)), np.ones((3, 5))), r"must have shape \(m, 6\)"),
         ((np.ones((3, 6)),), "two arrays"),
+        ((np.ones((3, 6)), np.ones((2, 6)), 0.5), "differ in length: 3 and 2"),
+        ((np.ones((3, 6)), np.zeros((3, 6)), 1), "weight .* is 1, expected"),
         ("counterfactual", "pairs"),
     ],
 )

@@ -9,31 +9,18 @@ from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
 _PACKAGES = (
-    "emoji-datasource-google",
-    "emoji-datasource-twitter",
-    "openmoji",
-    "@lobehub/fluent-emoji-3d",
+    "emoji-datasource-google emoji-datasource-twitter openmoji @lobehub/fluent-emoji-3d"
 )
-# Unicode's groups without flags, whose names are of countries.
-_CLASSES = {
-    "Smileys & Emotion": "smileys and emotion",
-    "People & Body": "people and body",
-    "Animals & Nature": "animals and nature",
-    "Food & Drink": "food and drink",
-    "Travel & Places": "travel and places",
-    "Activities": "activities",
-    "Objects": "objects",
-    "Symbols": "symbols",
-}
-_DOMAINS = ("google", "twitter", "openmoji", "openmoji-black", "fluent-3d")
+_STYLES = ["google", "twitter", "openmoji", "openmoji-black", "fluent-3d"]
+# Unicode's groups, without flags, whose names are of countries.
+_GROUPS = ["Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink"]
+_GROUPS += ["Travel & Places", "Activities", "Objects", "Symbols"]
 _SIZE = 72  # pixels, the grid on which OpenMoji is drawn
 
 _DESCR = """\
-Emoji styles
-============
-{n_concepts} emoji, each in five styles. Target: the Unicode group, {n_classes}
-classes. Domain: the style. Skin tone variants, flags and emoji that some style lacks
-are left out. Most pictures have a transparent background.
+{n_concepts} emoji in five styles each. Target: the Unicode group, 8 classes. Domain:
+the style. Skin tone variants, flags, and emoji that some style lacks are left out.
+Most pictures have a transparent background.
 
 =============== ======================================== =========================
 style           npm package                              licence of the pictures
@@ -70,8 +57,7 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
         target : int array (n,), index into ``target_names``.
         domains : int array (n,), index into ``domain_names``.
         target_names, domain_names : list of str.
-        names : list of str, one per image ("dog face").
-        keywords : list of str, one per image ("animal, dog, pet").
+        names, keywords : list of str, per image ("dog face"; "animal, dog, pet").
         concepts : str array (n,), code points without variation selectors
         ("1F436"); equal for the same emoji in another style.
         DESCR : str, with the licences.
@@ -90,58 +76,48 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
     >>> data.domain_names  # doctest: +SKIP
     ['google', 'twitter', 'openmoji', 'openmoji-black', 'fluent-3d']
     """
-    root = _check_packages(Path(node_modules))
-    google, twitter, openmoji, fluent = (root / name for name in _PACKAGES)
-    rendered = Path(get_data_home(data_home)) / f"openmoji-{_version(openmoji)}"
-    folders = [
-        google / "img" / "google" / "64",
-        twitter / "img" / "twitter" / "64",
-        openmoji / "color" / "svg",
-        openmoji / "black" / "svg",
-        fluent / "assets",
-    ]
-    files = [_by_concept(folder) for folder in folders]
-    groups = {
-        _concept(row["unified"]): row["category"]
-        for row in _read_json(google / "emoji.json")
-    }
-    table = {
-        _concept(row["hexcode"]): row
-        for row in _read_json(openmoji / "data" / "openmoji.json")
-    }
+    google, twitter, openmoji, fluent = _find_packages(Path(node_modules).absolute())
+    groups = _table(google / "emoji.json", "unified")
+    annotations = _table(openmoji / "data" / "openmoji.json", "hexcode")
+    color, black = (_by_concept(openmoji / s / "svg") for s in ("color", "black"))
+    others = [google / "img/google/64", twitter / "img/twitter/64", fluent / "assets"]
+    others = [_by_concept(folder) for folder in others]
+    everywhere = set(annotations).intersection(color, black, *others)
     concepts = [
         concept
-        for concept, group in groups.items()
-        if group in _CLASSES and all(concept in found for found in [table, *files])
+        for concept, row in groups.items()
+        if row["category"] in _GROUPS and concept in everywhere
     ]
-    for index, style in ((2, "color"), (3, "black")):
-        vectors = {concept: files[index][concept] for concept in concepts}
-        files[index] = _render(vectors, rendered / f"{style}-{_SIZE}")
 
-    classes = list(_CLASSES)
-    n_domains = len(_DOMAINS)
-    target = np.array([classes.index(groups[concept]) for concept in concepts])
+    version = json.loads((openmoji / "package.json").read_text())["version"]
+    home = Path(get_data_home(data_home)) / f"openmoji-{version}"
+    color = _render(color, concepts, home / f"color-{_SIZE}")
+    black = _render(black, concepts, home / f"black-{_SIZE}")
+    files = [others[0], others[1], color, black, others[2]]  # as in _STYLES
+
+    target = [_GROUPS.index(groups[concept]["category"]) for concept in concepts]
+    rows = [annotations[concept] for concept in concepts] * len(_STYLES)
     return Bunch(
         images=[str(found[concept]) for found in files for concept in concepts],
-        target=np.tile(target, n_domains),
-        domains=np.repeat(np.arange(n_domains), len(concepts)),
-        target_names=list(_CLASSES.values()),
-        domain_names=list(_DOMAINS),
-        names=[table[concept]["annotation"] for concept in concepts] * n_domains,
-        keywords=[table[concept]["tags"] for concept in concepts] * n_domains,
-        concepts=np.tile(concepts, n_domains),
-        DESCR=_DESCR.format(n_concepts=len(concepts), n_classes=len(classes)),
+        target=np.tile(target, len(_STYLES)),
+        domains=np.repeat(np.arange(len(_STYLES)), len(concepts)),
+        target_names=[group.lower().replace("&", "and") for group in _GROUPS],
+        domain_names=list(_STYLES),
+        names=[row["annotation"] for row in rows],
+        keywords=[row["tags"] for row in rows],
+        concepts=np.tile(concepts, len(_STYLES)),
+        DESCR=_DESCR.format(n_concepts=len(concepts)),
     )
 
 
-def _check_packages(root):
-    missing = [name for name in _PACKAGES if not (root / name).is_dir()]
+def _find_packages(root):
+    missing = [name for name in _PACKAGES.split() if not (root / name).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{root.absolute()} lacks the npm packages {', '.join(missing)}. Run in "
-            f"{root.absolute().parent}: npm install {' '.join(_PACKAGES)}"
+            f"{root} lacks the npm packages {', '.join(missing)}. Run in "
+            f"{root.parent}: npm install {_PACKAGES}"
         )
-    return root.absolute()
+    return [root / name for name in _PACKAGES.split()]
 
 
 def _concept(code_points):
@@ -153,25 +129,26 @@ def _by_concept(folder):
     return {_concept(path.stem): path for path in sorted(folder.iterdir())}
 
 
-def _read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+def _table(path, key):
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {_concept(row[key]): row for row in rows}
 
 
-def _version(package):
-    return _read_json(package / "package.json")["version"]
-
-
-def _render(vectors, folder):
-    """Render SVG files, {concept: path}, as PNG files into a folder, where missing."""
+def _render(vectors, concepts, folder):
+    """Render the concepts' SVG files as PNG files in a folder, where missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {concept: folder / f"{concept}.png" for concept in vectors}
+    pictures = {concept: folder / f"{concept}.png" for concept in concepts}
     for concept, picture in pictures.items():
         if not picture.exists():
-            _render_one(vectors[concept], picture)
+            png = _rasterise(vectors[concept])
+            # Written whole under another name: other processes may do the same.
+            unfinished = picture.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(png)
+            os.replace(unfinished, picture)
     return pictures
 
 
-def _render_one(vector, picture):
+def _rasterise(vector):
     try:
         from resvg_py import svg_to_bytes
     except ImportError as error:
@@ -179,10 +156,6 @@ def _render_one(vector, picture):
             "OpenMoji's vector graphics are rendered with resvg-py, which is not "
             "installed. Run: pip install resvg-py"
         ) from error
-    png = svg_to_bytes(
+    return svg_to_bytes(
         svg_path=str(vector), width=_SIZE, height=_SIZE, skip_system_fonts=True
     )
-    # Written whole under another name first: several processes may do the same.
-    unfinished = picture.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(png)
-    os.replace(unfinished, picture)

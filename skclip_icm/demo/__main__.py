@@ -129,7 +129,14 @@ def _figure(featurizer, images, search):
 
 
 def _setting():
-    packages = ("skclip-icm", "numpy", "scipy", "scikit-learn", "torch", "open_clip_torch")
+    packages = (
+        "skclip-icm",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "torch",
+        "open_clip_torch",
+    )
     return {
         "date": time.strftime("%Y-%m-%d"),
         "processor": platform.processor() or platform.machine(),

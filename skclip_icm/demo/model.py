@@ -145,7 +145,9 @@ def fold_batch_norm(module, example):
     Returns
     -------
     module : torch.nn.Module
-        The same object, computing the same function up to rounding.
+        The same object, computing the same function up to rounding. Norms that no
+        convolution feeds stay, and so does everything if folding would change the
+        output.
 
     Examples
     --------
@@ -158,47 +160,62 @@ def fold_batch_norm(module, example):
     Identity()
     """
     import torch
+
+    probe = torch.linspace(-2, 2, example.numel()).view_as(example).to(example)
+    with torch.inference_mode():
+        expected = module(probe)
+    replaced = [
+        (conv, conv.weight, conv.bias, norm_name, module.get_submodule(norm_name))
+        for conv, norm_name in _conv_norm_pairs(module, probe)
+    ]
+    for conv, _, _, norm_name, norm in replaced:
+        _fold(conv, norm)
+        module.set_submodule(norm_name, getattr(norm, "act", torch.nn.Identity()))
+    with torch.inference_mode():
+        error = (module(probe) - expected).abs().max()
+    # A convolution may do more with its weights than convolve, or its output may be
+    # used besides the norm; such a tower stays as it was.
+    if not error <= 1e-3 * expected.abs().max():
+        for conv, weight, bias, norm_name, norm in replaced:
+            conv.weight, conv.bias = weight, bias
+            module.set_submodule(norm_name, norm)
+    return module
+
+
+def _fold(conv, norm):
     from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-    for conv, norm_name in _conv_norm_pairs(module, example):
-        norm = module.get_submodule(norm_name)
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
-        activation = getattr(norm, "act", torch.nn.Identity())
-        module.set_submodule(norm_name, activation)
-    return module
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
 
 
 def _conv_norm_pairs(module, example):
     """List the (convolution, name of the batch norm it alone feeds) of a module."""
     import torch
 
-    made_by = {}  # id of a convolution's output -> (convolution, the output)
-    pairs, handles, uses = [], [], {}
+    outputs, calls, pairs, handles = {}, {}, [], []
 
     def after_conv(conv, inputs, output):
-        uses[conv] = uses.get(conv, 0) + 1
-        made_by[id(output)] = conv, output  # kept alive, so that ids stay unique
+        calls[conv] = calls.get(conv, 0) + 1
+        outputs[id(output)] = conv, output  # held, so that no id is used again
 
-    def before_norm(name):
-        def hook(norm, inputs):
-            if id(inputs[0]) in made_by:
-                pairs.append((made_by[id(inputs[0])][0], name))
-
-        return hook
+    def before_norm(name, norm, inputs):
+        conv, _ = outputs.get(id(inputs[0]), (None, None))
+        pairs.append((conv, name))
 
     for name, child in module.named_modules():
         if isinstance(child, torch.nn.Conv2d):
             handles.append(child.register_forward_hook(after_conv))
         elif isinstance(child, torch.nn.BatchNorm2d) and child.track_running_stats:
-            handles.append(child.register_forward_pre_hook(before_norm(name)))
+            hook = functools.partial(before_norm, name)
+            handles.append(child.register_forward_pre_hook(hook))
     try:
         with torch.inference_mode():
             module(example)
@@ -209,7 +226,7 @@ def _conv_norm_pairs(module, example):
     return [
         (conv, name)
         for conv, name in pairs
-        if uses[conv] == 1 and names.count(name) == 1
+        if calls.get(conv) == 1 and names.count(name) == 1
     ]
 
 
@@ -221,7 +238,7 @@ def text_tower_state(model, used_tokens):
     model : open_clip.CustomTextCLIP
         Model with a trained text tower.
     used_tokens : tensor of int, shape (t,)
-        Tokens that occurred in training. Rows of the others never changed, so they
+        Tokens that occurred in training. Rows of the others learnt nothing, so they
         are left out; the mean of the used rows stands in for them.
 
     Returns
@@ -251,14 +268,16 @@ def _load_text_tower(model, path):
     table = rows.mean(0).repeat(model.vocab_size, 1)
     table[used] = rows
     state["text.token_embedding.weight"] = table
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.startswith("visual.")]
-    if missing or unexpected:
+    wanted = {k: v.shape for k, v in model.state_dict().items() if "visual." not in k}
+    found = {name: value.shape for name, value in state.items()}
+    if found != wanted:
+        unfit = sorted(name for name, _ in found.items() ^ wanted.items())
         raise ValueError(
-            f"{path} does not fit {_CONFIG.name}: missing {missing}, unexpected "
-            f"{list(unexpected)}. Make it again with "
-            "`python -m skclip_icm.demo.train_text_tower`."
+            f"{path} does not fit {_CONFIG.name}: {', '.join(dict.fromkeys(unfit))} "
+            "missing, unexpected or of another shape. Make it again with `python -m "
+            "skclip_icm.demo.train_text_tower`, or reinstall skclip-icm."
         )
+    model.load_state_dict(state, strict=False)
 
 
 def _load_image_tower(model, path):

@@ -51,8 +51,8 @@ class DomainAccuracyDisplay:
     ...         "ICM": {"photo": [0.9, 0.9], "sketch": [0.6, 0.8]},
     ...     }
     ... )
-    >>> [round(bar.get_height(), 2) for bar in display.bars_["ICM"]]
-    [0.9, 0.7, 0.8]
+    >>> print(*(f"{bar.get_height():.2f}" for bar in display.bars_["ICM"]))
+    0.90 0.70 0.80
     """
 
     def __init__(self, *, scores, score_name="accuracy"):
@@ -121,7 +121,14 @@ class DomainAccuracyDisplay:
         ------
         ValueError
             If the lengths differ, or a score is not finite.
+        TypeError
+            If `estimators` is a list without names.
         """
+        if isinstance(estimators, list | tuple):
+            raise TypeError(
+                "estimators is a list, expected one estimator, or a dict that names "
+                "them: {'raw': ..., 'ICM': ...}."
+            )
         if not isinstance(estimators, dict):
             estimators = {type(estimators).__name__: estimators}
         y, domains = check_labels(y, "y", X), check_labels(domains, "domains", X)
@@ -181,9 +188,9 @@ class DomainAccuracyDisplay:
             hatch=_HATCHES[i % len(_HATCHES)],
             label=method,
         )
-        room = self.ax_.bbox.width / self.figure_.dpi / (len(groups) + 0.2) * width
+        room = self._inches() / (len(groups) + 0.2) * width
         self.ax_.bar_label(
-            bars, fmt="%.2f", padding=2, fontsize=9, rotation=0 if room > 0.36 else 90
+            bars, fmt="%.2f", padding=3, fontsize=9, rotation=0 if room > 0.36 else 90
         )
         return bars
 
@@ -198,16 +205,34 @@ class DomainAccuracyDisplay:
         ax.margins(y=0.15)
         ax.set_ylabel(self.score_name)
         ax.axhline(0, color="black", linewidth=0.8)
+        handles, names = ax.get_legend_handles_labels()
         ax.legend(
-            loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(n_methods, 4)
+            handles,
+            names,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1),
+            ncols=_legend_columns(names, self._inches()),
         )
+
+    def _inches(self):
+        return self.ax_.bbox.width / self.figure_.dpi
+
+
+def _legend_columns(names, inches):
+    """As many as fit, and evenly filled."""
+    # The width of a character and of the patch with its gaps, at the usual font size.
+    fitting = max(1, int(inches / (0.085 * max(map(len, names)) + 0.6)))
+    n_rows = -(-len(names) // fitting)
+    return -(-len(names) // n_rows)
 
 
 def _columns(scores):
     """Return the domains, and by method a list of repeats for each group of bars."""
-    if not scores or not all(scores.values()):
+    nested = isinstance(scores, dict) and scores
+    if not nested or not all(isinstance(s, dict) and s for s in scores.values()):
         raise ValueError(
-            "scores is empty, expected {method: {domain: score or scores}}."
+            f"scores is {scores!r}, expected {{method: {{domain: score or scores}}}}, "
+            "with one method and one domain at least."
         )
     first, domains = next((m, list(by_domain)) for m, by_domain in scores.items())
     columns = {}

@@ -21,7 +21,8 @@ class InterventionDisplay:
 
     It is recommended to use `from_estimator`. One row for each image: the image as the
     model sees it, resized and cropped, then its counterparts, each with the cosine
-    between its embedding and that of the image: 1 if the model sees no difference.
+    between its embedding and that of the image: 1 if the model sees no difference. For
+    comparison, the mean cosine between the images themselves stands above them.
 
     Parameters
     ----------
@@ -35,6 +36,8 @@ class InterventionDisplay:
         What to write under the images.
     intervention_names : list of str of length k
         What to write above the counterparts.
+    between : float or None, default=None
+        Mean cosine between the embeddings of different images.
 
     Attributes
     ----------
@@ -61,13 +64,21 @@ class InterventionDisplay:
     """
 
     def __init__(
-        self, *, originals, counterparts, cosines, image_names, intervention_names
+        self,
+        *,
+        originals,
+        counterparts,
+        cosines,
+        image_names,
+        intervention_names,
+        between=None,
     ):
         self.originals = originals
         self.counterparts = counterparts
         self.cosines = cosines
         self.image_names = image_names
         self.intervention_names = intervention_names
+        self.between = between
 
     @classmethod
     def from_estimator(cls, estimator, X, *, interventions=None, ax=None):
@@ -114,8 +125,8 @@ class InterventionDisplay:
             )
         # Made once: with a RandomState as seed, other calls give other counterparts.
         views = [AS_IS, *featurizer._views(interventions)]
-        rendered = _render(items, views, featurizer._encoder())
         embeddings, _ = featurizer._embed(items, views)
+        rendered = _render(items, views, featurizer._encoder())
         display = cls(
             originals=rendered[:, 0],
             counterparts=rendered[:, 1:],
@@ -124,6 +135,7 @@ class InterventionDisplay:
             intervention_names=_intervention_names(
                 interventions, featurizer.n_interventions
             ),
+            between=_mean_cosine(embeddings[:, 0]),
         )
         return display.plot(ax)
 
@@ -145,11 +157,11 @@ class InterventionDisplay:
         self.figure_, self.axes_ = make_axes(ax, n, 1 + k, size)
         for panel in self.axes_.ravel():
             panel.set(xticks=[], yticks=[])
-        for name, panel in zip(
-            ["as the model sees it", *self.intervention_names],
-            self.axes_[0],
-            strict=True,
-        ):
+        title = "as the model sees it"
+        if self.between is not None:
+            title += f"\ntwo images: cosine {self.between:.2f}"
+        self.axes_[0, 0].set_title(title, fontsize=10)
+        for name, panel in zip(self.intervention_names, self.axes_[0, 1:], strict=True):
             panel.set_title(textwrap.fill(name, 20), fontsize=10)
         for row, panels in enumerate(self.axes_):
             panels[0].imshow(self.originals[row])
@@ -171,6 +183,13 @@ def _render(items, views, encoder):
 def _cosines(Z, Z_do):
     norms = np.linalg.norm(Z, axis=-1) * np.linalg.norm(Z_do, axis=-1)
     return np.sum(Z * Z_do, axis=-1) / np.maximum(norms, np.finfo(np.float32).tiny)
+
+
+def _mean_cosine(Z):
+    if len(Z) == 1:
+        return None
+    first, second = np.triu_indices(len(Z), 1)
+    return float(_cosines(Z[first], Z[second]).mean())
 
 
 def _intervention_names(interventions, n_draws):

@@ -18,8 +18,9 @@ class InvarianceMapDisplay:
     """Two-dimensional views of embeddings before and after an `ICMTransformer`.
 
     It is recommended to use `from_estimator`. Each view is a principal component
-    analysis of its own. The upper row tells classes apart, the lower row domains:
-    where ICM does its work, classes stay apart and domains mix.
+    analysis of its own, with the share of the variance on the axes. The upper row tells
+    classes apart, the lower row domains: where ICM does its work, classes stay apart
+    and domains mix.
 
     Parameters
     ----------
@@ -175,10 +176,10 @@ class InvarianceMapDisplay:
         return self
 
     def _label(self, panel, i):
-        names = ["first principal component", "second principal component"]
+        names = ["PC 1", "PC 2"]
         if self.explained is not None:
-            shares = self.explained[i]
-            names = [f"{n} ({s:.0%})" for n, s in zip(names, shares, strict=True)]
+            shares = [f"{share:.0%}" for share in self.explained[i]]
+            names = [f"PC 1 ({shares[0]} of variance)", f"PC 2 ({shares[1]})"]
         panel.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
 
 
@@ -195,7 +196,7 @@ def _two_dimensions(Z):
 
 
 def _groups(labels):
-    """Return (name, rows, style) of each group to draw, the rest first."""
+    """Return (name, rows, style) of each group to draw, the rest beneath the others."""
     values, counts = np.unique(labels, return_counts=True)
     shown = values
     if len(values) > len(_COLORS):
@@ -207,7 +208,7 @@ def _groups(labels):
     ]
     rest = ~np.isin(labels, shown)
     if rest.any():
-        name = f"{len(values) - len(shown)} others"
+        name = f"{len(values) - len(shown)} smaller ones"
         style = {"color": "#DDDDDD", "marker": ".", "zorder": 0}
         groups.append((name, rest, style))
     return groups

@@ -115,8 +115,10 @@ class SpectrumDisplay:
         return self
 
     def _draw_eigenvalues(self, ax):
-        values = np.asarray(self.eigenvalues, dtype=float)
+        values = np.array(self.eigenvalues, dtype=float)
         d = len(values)
+        # Directions without variance have eigenvalues of rounding size, of any sign.
+        values[np.abs(values) <= np.abs(values).max() * d * np.finfo(float).eps] = 0
         positive, negative = np.maximum(values, 0), np.minimum(values, 0)
         edges = np.arange(d + 1) + 0.5
         ax.stairs(
@@ -146,8 +148,12 @@ class SpectrumDisplay:
         ax.set(xlim=(0.5, d + 1), xlabel="direction", ylabel=self._name())
         if self.method == "projection":
             # A few directions have most of the variance; the cut is among small ones.
-            ax.set_yscale("symlog", linthresh=_typical_size(values))
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+            linear, ticks = _symlog_scale(values)
+            ax.set_yscale("symlog", linthresh=linear)
+            ax.set_yticks(ticks, _write(ticks))
+            ax.minorticks_off()
+        # Where a descending curve leaves room.
+        ax.legend(loc="upper right", framealpha=1)
 
     def _draw_invariance(self, ax):
         invariance = np.asarray(self.invariance, dtype=float)
@@ -168,10 +174,28 @@ class SpectrumDisplay:
     def _name(self):
         if self.method == "whitening":
             return "whitening weight"
-        lam = r"\lambda\," if self.lam is None else f"{self.lam:g}\\,"
+        lam = {None: r"\lambda\,", 1: ""}.get(self.lam, f"{self.lam}\\,")
         return rf"eigenvalue of $S - {lam}S_{{do}}$"
 
 
-def _typical_size(values):
-    sizes = np.abs(values)
-    return np.median(sizes[sizes > 0]) if sizes.any() else 1.0
+def _symlog_scale(values):
+    """Return the size below which the scale is linear, and ticks far enough apart."""
+    sizes = np.abs(values[values != 0])
+    if not sizes.size:
+        return 1.0, [0.0]
+    low, high = np.floor(np.log10([np.median(sizes), sizes.max()])).astype(int)
+    step = max(1, (high - low) // 2)
+    powers = [10.0**power for power in range(high, low, -step)]
+    negative = [-power for power in powers if values.min() <= -power]
+    positive = [power for power in powers if values.max() >= power]
+    return 10.0**low, [*negative, 0.0, *reversed(positive)]
+
+
+def _write(ticks):
+    if all(tick == 0 or 0.01 <= abs(tick) <= 1000 for tick in ticks):
+        return [f"${tick:g}$" for tick in ticks]
+    signs = {-1: "-", 1: ""}
+    return [
+        f"${signs[np.sign(t)]}10^{{{np.log10(abs(t)):.0f}}}$" if t else "$0$"
+        for t in ticks
+    ]

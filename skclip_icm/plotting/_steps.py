@@ -58,8 +58,10 @@ def check_labels(labels, name, X):
 def _search(estimator, kind):
     if isinstance(estimator, kind):
         return [], estimator
+    if hasattr(estimator, "best_estimator_"):
+        return _search(estimator.best_estimator_, kind)
     if isinstance(estimator, BaseSearchCV):
-        return _search(getattr(estimator, "best_estimator_", estimator.estimator), kind)
+        return _search(estimator.estimator, kind)
     if isinstance(estimator, Pipeline):
         before = []
         for _, step in estimator.steps:

@@ -1,0 +1,330 @@
+"""Classify images by the names of the classes, in the invariant subspace."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
+from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils._param_validation import HasMethods
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skclip_icm.cache import open_cache
+from skclip_icm.captions import check_templates, check_texts, fill
+from skclip_icm.pairs import find_paired
+
+
+class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
+    r"""Classify images by the names of the classes, in the invariant subspace.
+
+    With the embeddings :math:`f_I(x)` of an image, :math:`f_T(t_c)` of the prompts of
+    class *c*, and the map :math:`A` of the `ICMTransformer`,
+
+    .. math::
+
+        p(c \mid x) \propto \exp\big(s \cos(A f_I(x), A f_T(t_c))\big) ,
+
+    where *s* is the temperature that the model was trained with. This is the
+    invariant predictor of CLIP-ICM ([1]_); without `icm` it is CLIP's own ([2]_).
+
+    Parameters
+    ----------
+    featurizer : CLIPFeaturizer
+        The model, and the interventions to learn :math:`A` from.
+    icm : ICMTransformer or None, default=None
+        How to learn :math:`A`: from the images' counterparts, or from pairs of
+        captions given as its `pairs`. None leaves the embeddings as they are.
+    class_names : list of str, dict or None, default=None
+        Names for the prompts. A list names labels that are integers from 0, or the
+        labels are these names. A dict maps each label to its name. None: the labels
+        in `y` are the names.
+    templates : str or list of str, default="a photo of a {}."
+        Prompts with a slot for the name. The embedding of a class is the normalised
+        mean of the normalised embeddings of its prompts ([2]_, section 3.1.4).
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, coded as `y` is; sorted, or in the order of `class_names` if there
+        is no `y`.
+    text_embeddings_ : ndarray of shape (n_classes, d), float32
+        Unit embeddings of the classes, before :math:`A`.
+    logit_scale_ : float
+        The factor *s* of the cosines.
+    featurizer_ : CLIPFeaturizer
+        Clone of `featurizer`.
+    icm_ : ICMTransformer or None
+        Fitted clone of `icm`.
+    n_features_in_ : int
+        Width d of the embeddings.
+
+    See Also
+    --------
+    ICMTransformer : Learns the map; with a linear classifier it uses labels.
+    interventional_scorer : Chooses `icm__lam` without labels of another domain.
+
+    Notes
+    -----
+    Every method takes embeddings in place of images, as a float array or frame of
+    shape (n, d); `PairedEmbeddings` for fitting with counterparts. Labels never
+    influence :math:`A`. Models trained with a sigmoid loss add a bias to all logits,
+    which the softmax cancels.
+
+    References
+    ----------
+    .. [1] Z. Song et al., "Learning Invariant Causal Mechanism from Vision-Language
+       Models", ICML 2025, arXiv:2405.15289.
+    .. [2] A. Radford et al., "Learning Transferable Visual Models From Natural
+       Language Supervision", ICML 2021, arXiv:2103.00020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skclip_icm import CLIPFeaturizer, ICMTransformer, ZeroShotClassifier
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    >>> classifier = ZeroShotClassifier(
+    ...     CLIPFeaturizer("demo"),
+    ...     ICMTransformer(method="whitening"),
+    ...     class_names=["cat", "dog", "car"],
+    ... ).fit(images)
+    >>> classifier.predict_proba(images).shape
+    (4, 3)
+    >>> bool(np.isin(classifier.predict(images), ["cat", "dog", "car"]).all())
+    True
+    """
+
+    _parameter_constraints: dict = {
+        "featurizer": [HasMethods(["fit_transform", "transform", "encode_text"])],
+        "icm": [HasMethods(["fit", "project"]), None],
+        "class_names": ["array-like", Mapping, None],
+        "templates": [str, list, tuple],
+    }
+
+    def __init__(
+        self, featurizer, icm=None, *, class_names=None, templates="a photo of a {}."
+    ):
+        self.featurizer = featurizer
+        self.icm = icm
+        self.class_names = class_names
+        self.templates = templates
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Embed the classes, and learn the invariant map from images without labels.
+
+        Parameters
+        ----------
+        X : sequence of n images or array-like of shape (n, d)
+            Images or embeddings, see the notes of the class. Without `icm` they are
+            not used.
+        y : array-like of shape (n,), default=None
+            Labels; they only say what the classes are.
+
+        Returns
+        -------
+        self : ZeroShotClassifier
+            The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If the classes have no names, `y` holds a label that `class_names` does not
+            name, a template has no slot, or `icm` finds no counterparts.
+        """
+        if y is not None:
+            check_consistent_length(X, y)
+        self.classes_, names = _name_classes(self.class_names, y)
+        self.featurizer_ = clone(self.featurizer)
+        self.text_embeddings_ = _class_embeddings(
+            self.featurizer_, names, self.templates
+        )
+        self.n_features_in_ = self.text_embeddings_.shape[1]
+        self.logit_scale_ = self.featurizer_._encoder().logit_scale
+        self.icm_ = None
+        if self.icm is not None:
+            Z = self._embed(X, self.featurizer_.fit_transform)
+            _check_pairs(self.icm, Z)
+            self.icm_ = clone(self.icm).fit(Z)
+        elif _holds_embeddings(X):
+            self._embed(X, None)
+        else:
+            self.featurizer_.fit(X)
+        return self
+
+    def predict(self, X):
+        """Return the class whose prompts are nearest.
+
+        Parameters
+        ----------
+        X : sequence of n images or array-like of shape (n, d)
+            Images or embeddings, see the notes of the class.
+
+        Returns
+        -------
+        y : ndarray of shape (n,)
+            Labels, coded as `classes_`.
+        """
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def predict_proba(self, X):
+        """Return the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : sequence of n images or array-like of shape (n, d)
+            Images or embeddings, see the notes of the class.
+
+        Returns
+        -------
+        P : ndarray of shape (n, n_classes)
+            Softmax of the logits; columns in the order of `classes_`.
+        """
+        return softmax(self._logits(X), axis=1)
+
+    def decision_function(self, X):
+        """Return the logits: cosines times the temperature of the model.
+
+        Parameters
+        ----------
+        X : sequence of n images or array-like of shape (n, d)
+            Images or embeddings, see the notes of the class.
+
+        Returns
+        -------
+        logits : ndarray of shape (n, n_classes), or (n,) for two classes
+            For two classes, the logit of the second less that of the first.
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.target_tags.required = self.class_names is None
+        return tags
+
+    def _logits(self, X):
+        check_is_fitted(self)
+        Z, T = self._embed(X, self.featurizer_.transform), self.text_embeddings_
+        if self.icm_ is not None:
+            Z, T = self.icm_.project(Z), self.icm_.project(T)
+        return self.logit_scale_ * (_unit(Z) @ _unit(T).T)
+
+    def _embed(self, X, encode):
+        """Embeddings of `X`, as a plain array or with their counterparts."""
+        Z = X if _holds_embeddings(X) else encode(X)
+        paired = find_paired(Z)
+        if hasattr(Z, "columns"):
+            Z = Z.to_numpy()
+        Z = validate_data(self, Z, dtype=[np.float64, np.float32], reset=False)
+        return Z if paired is None else paired
+
+
+def _holds_embeddings(X):
+    if hasattr(X, "columns"):
+        return X.shape[1] > 1  # a frame of images has one column
+    kind = getattr(getattr(X, "dtype", None), "kind", "")
+    return kind == "f" and X.ndim == 2
+
+
+def _name_classes(class_names, y):
+    """Return the labels of the classes and their names."""
+    if y is not None:
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+    if class_names is None:
+        if y is None:
+            raise ValueError(
+                "The classes have no names: give class_names, such as ['cat', 'dog'], "
+                "or labels y."
+            )
+        labels = np.unique(y)
+        return labels, [str(label) for label in labels]
+    if isinstance(class_names, Mapping):
+        names = check_texts(class_names.values(), "class_names")
+        labels = np.array(list(class_names))
+    else:
+        names = check_texts(class_names, "class_names")
+        labels = np.array(names)
+        if y is not None and y.dtype.kind in "biuf":
+            labels = np.arange(len(names))
+    _check_distinct(names)
+    if y is None:
+        return labels, names
+    _check_named(y, labels)
+    if y.dtype.kind in "biuf":
+        labels = labels.astype(y.dtype)
+    order = np.argsort(labels)
+    return labels[order], [names[i] for i in order]
+
+
+def _check_distinct(names):
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(
+            f"class_names holds {min(twice)!r} more than once; the prompts of two "
+            "classes must differ."
+        )
+
+
+def _check_named(y, labels):
+    unknown = np.flatnonzero(~np.isin(y, labels))
+    if unknown.size:
+        shown = ", ".join(repr(label) for label in labels[:5].tolist())
+        more = ", ..." if len(labels) > 5 else ""
+        raise ValueError(
+            f"y[{unknown[0]}] is {y[unknown[0]]!r}, an unknown class: class_names "
+            f"names the {len(labels)} labels {shown}{more}. A list names the labels "
+            "0, 1, ... in this order, or is the list of the labels. For other labels "
+            "give a dict, such as {-1: 'intact', 1: 'broken'}."
+        )
+
+
+def _class_embeddings(featurizer, names, templates):
+    templates = [templates] if isinstance(templates, str) else templates
+    templates = check_templates(templates, "templates")
+    prompts = [fill(template, name) for template in templates for name in names]
+    by_template = _encode_prompts(featurizer, prompts).reshape(
+        len(templates), len(names), -1
+    )
+    return _unit(by_template.mean(axis=0))
+
+
+def _encode_prompts(featurizer, prompts):
+    """Unit embeddings of texts, each encoded once for any number of fits."""
+    fingerprint = featurizer._encoder().fingerprint
+    store = open_cache(featurizer.cache)
+    keys = [
+        hashlib.sha256(f"{fingerprint}\0text\0{prompt}".encode()).digest()
+        for prompt in prompts
+    ]
+    rows = store.get_many(keys)
+    missing = [i for i, row in enumerate(rows) if row is None]
+    if missing:
+        encoded = featurizer.encode_text([prompts[i] for i in missing])
+        encoded = _unit(np.asarray(encoded, dtype=np.float32))
+        store.put_many([keys[i] for i in missing], encoded)
+        for i, row in zip(missing, encoded, strict=True):
+            rows[i] = row
+    return np.stack(rows)
+
+
+def _check_pairs(icm, Z):
+    pairs = getattr(icm, "pairs", None)
+    given_alone = isinstance(pairs, tuple) and len(pairs) == 2
+    if find_paired(Z) is None and not given_alone:
+        raise ValueError(
+            "There are no counterparts to learn the invariant map from, and labels are "
+            "not used for it. Give the featurizer interventions, fit on what "
+            "CLIPFeaturizer.intervene or PairedEmbeddings returns, or give the icm "
+            "pairs=(U, V)."
+        )
+
+
+def _unit(rows):
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(norms, np.finfo(rows.dtype).tiny)
