@@ -24,12 +24,11 @@ from ood_benchmark.evaluate import LEFT_OUT, evaluate_case, evaluate_fold, folds
 from ood_benchmark.tables import summarise, to_json, to_markdown
 from tqdm import tqdm
 
+import skclip_icm
 from skclip_icm import CLIPFeaturizer
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = (
-    "skclip-icm numpy scipy scikit-learn torch open_clip_torch concept-erasure"
-).split()
+PACKAGES = ("numpy scipy scikit-learn torch open_clip_torch concept-erasure").split()
 
 
 def main(argv=None):
@@ -166,7 +165,10 @@ def _setting(options):
         "cpu": _cpu(),
         "n_jobs": options.n_jobs,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {
+            "skclip-icm": skclip_icm.__version__,
+            **{name: _version(name) for name in PACKAGES},
+        },
     }
 
 

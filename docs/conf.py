@@ -1,9 +1,15 @@
 """Settings of the documentation; build it with `make docs`."""
 
+from html import escape
+
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
 
 import skclip_icm
+
+logger = logging.getLogger(__name__)
 
 project = "skclip-icm"
 author = "the skclip-icm developers"
@@ -64,10 +70,18 @@ def skip_routing_methods(app, what, name, value, skip, options):
 
 # Browsers show MathML by themselves, so the pages need neither a script nor a network.
 def inline_math(translator, node):
-    translator.body.append(tex2mathml(node.astext()))
+    translator.body.append(mathml(node))
     raise nodes.SkipNode
 
 
 def display_math(translator, node):
-    translator.body.append(f"<p>{tex2mathml(node.astext(), as_block=True)}</p>")
+    translator.body.append(f"<p>{mathml(node, as_block=True)}</p>")
     raise nodes.SkipNode
+
+
+def mathml(node, as_block=False):
+    try:
+        return tex2mathml(node.astext(), as_block=as_block)
+    except MathError as error:
+        logger.warning("%s In: %s", error, node.astext(), location=node)
+        return f"<code>{escape(node.astext())}</code>"

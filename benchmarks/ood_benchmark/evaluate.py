@@ -172,7 +172,7 @@ def _training(task, rows, target):
         y=y,
         domains=task.domains[rows],
         target=target,
-        target_Z=task.Z[task.domains == target],
+        unlabelled=task.Z[task.domains == target],
         caption_pairs=pairs,
     )
 

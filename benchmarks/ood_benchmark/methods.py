@@ -35,7 +35,7 @@ class Training:
     y: np.ndarray
     domains: np.ndarray
     target: int  # domain to be predicted
-    target_Z: np.ndarray  # its rows, without labels, for transductive methods
+    unlabelled: np.ndarray  # its rows, without labels, for transductive methods
     caption_pairs: tuple | None  # (U, V), of the classes in y
     fitted: dict = field(default_factory=dict)  # ICMTransformers, shared by methods
 
@@ -59,9 +59,9 @@ def pca(training):
     sizes = [size for size in PCA_COMPONENTS if size < limit] or [limit]
     fitted = PCA(max(sizes), svd_solver="covariance_eigh").fit(training.Z)
     return {
-        f"n_components={size}": lambda Z, domains, size=size: (
-            fitted.transform(Z)[:, :size]
-        )
+        f"n_components={size}": lambda Z, domains, size=size: fitted.transform(Z)[
+            :, :size
+        ]
         for size in sizes
     }
 
@@ -73,7 +73,7 @@ def lda(training):
 
 
 def centring(training):
-    means = {training.target: training.target_Z.mean(axis=0)}
+    means = {training.target: training.unlabelled.mean(axis=0)}
     for domain in np.unique(training.domains):
         means[domain] = training.Z[training.domains == domain].mean(axis=0)
     return {"": lambda Z, domains: Z - np.stack([means[d] for d in domains])}
@@ -81,8 +81,8 @@ def centring(training):
 
 def coral(training):
     """Give the training rows the target's covariance (Sun et al., AAAI 2016)."""
-    source_mean, target_mean = training.Z.mean(axis=0), training.target_Z.mean(axis=0)
-    align = _power(training.Z, -0.5) @ _power(training.target_Z, 0.5)
+    source_mean, target_mean = training.Z.mean(axis=0), training.unlabelled.mean(axis=0)
+    align = _power(training.Z, -0.5) @ _power(training.unlabelled, 0.5)
     align = align.astype(training.Z.dtype)
 
     def represent(Z, domains):
@@ -111,11 +111,12 @@ def leace(training):
 def smallest(training):
     """As many directions as ICM keeps, from the other end of the spectrum."""
     representations = {}
-    for label, params in PROJECTIONS.items():
-        icm = _fit_icm(training, "interventional", {**params, "n_components": None})
+    for lam in (1, 10):
+        whole = {"lam": lam, "n_components": None}
+        icm = _fit_icm(training, "interventional", whole)
         kept = max((icm.eigenvalues_ > 0).sum(), 1)
-        representations[label] = lambda Z, domains, rows=icm.components_[-kept:]: (
-            Z @ rows.T
+        representations[f"lam={lam}"] = (
+            lambda Z, domains, rows=icm.components_[-kept:]: Z @ rows.T
         )
     return representations
 

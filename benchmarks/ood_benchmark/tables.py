@@ -110,9 +110,8 @@ def to_markdown(results):
         "",
         f"What each rule attains in the unseen domain, choosing as *{CHOSEN}* does. "
         "With one training domain, leave-one-domain-out does not exist (–), and rules "
-        "that use it fall back on the worst intervention; the mean is then over fewer "
-        "data sets. Seconds, on one core, are for fitting and scoring all candidates "
-        "once, without encoding.",
+        "that use it fall back on the worst intervention. Seconds, on one core, are to "
+        "fit and score all candidates once, without encoding.",
         "",
         *_matrix(results, "shift", "rules", RULES),
         *_matrix(results, "shift", "rules", RULES, cell=_seconds, mean=False),
@@ -159,14 +158,16 @@ def _matrix(results, protocol, part, names, cell=None, mean=True):
             for value, result in zip(values, results, strict=True)
         ]
         if mean:
-            firsts = [
-                value[result["metrics"][0]][0]
-                for value, result in zip(values, results, strict=True)
-                if value is not None
-            ]
-            cells.append(f"{100 * np.mean(firsts):.1f}" if firsts else "–")
+            cells.append(_mean_of_all(values, results))
         lines.append(f"| {_label(name)} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def _mean_of_all(values, results):
+    if None in values:
+        return "–"
+    firsts = [v[r["metrics"][0]][0] for v, r in zip(values, results, strict=True)]
+    return f"{100 * np.mean(firsts):.1f}"
 
 
 def _own_table(result):
