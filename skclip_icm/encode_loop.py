@@ -84,13 +84,17 @@ def embed(items, encoder, views, store, *, batch_size, n_jobs, on_error, progres
         If an image cannot be read and `on_error` is "raise". Finished rows are in the
         cache by then.
     """
-    n_threads = joblib.cpu_count() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
+    n_threads = (
+        joblib.cpu_count() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
+    )
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm")
     try:
         table = _Table(_digests(items, store, pool, on_error), encoder, views, store)
         jobs = table.missing()
         with progress(sum(len(job.views) for job in jobs)) as bar:
-            ready = _render_ahead(jobs, items, encoder, views, pool, batch_size, on_error)
+            ready = _render_ahead(
+                jobs, items, encoder, views, pool, batch_size, on_error
+            )
             for cells, pixels in _batches(ready, batch_size):
                 table.fill(cells, encoder.encode_images(_as_tensor(pixels)))
                 bar.update(len(cells))
@@ -166,7 +170,7 @@ class _Table:
     def _load(self):
         keys = [key for row in self._keys for key in row]
         found = self._store.get_many(keys)
-        flat = self._values.reshape(len(keys), -1)
+        flat = self._values.reshape(-1, self._values.shape[2])
         present = self._present.reshape(-1)
         for i, embedding in enumerate(found):
             if embedding is not None:
@@ -188,7 +192,9 @@ def _digests(items, store, pool, on_error):
         for row, future in zip(rows, futures, strict=True):
             digests[row] = _result(future, on_error)
         read = [row for row in rows if digests[row] is not None]
-        put_digests(store, [stamps[row] for row in read], [digests[row] for row in read])
+        put_digests(
+            store, [stamps[row] for row in read], [digests[row] for row in read]
+        )
     return digests
 
 

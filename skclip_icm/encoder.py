@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 
+from skclip_icm.folding import fold_batch_norm
 from skclip_icm.weights import (
     WeightsNotFoundError,
     create_model,
@@ -144,8 +145,6 @@ class Encoder:
         self.logit_bias = None if bias is None else float(bias.detach())
 
         if _count(model.visual, torch.nn.BatchNorm2d):
-            from skclip_icm.demo.model import fold_batch_norm
-
             fold_batch_norm(model.visual, torch.zeros(1, 3, *self.image_size))
         self._layout = (
             torch.channels_last if is_convolutional else torch.contiguous_format

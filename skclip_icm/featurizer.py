@@ -110,7 +110,10 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "pretrained": [str, None],
         "interventions": [str, callable, list, tuple, None],
         "n_interventions": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [
+            StrOptions({"auto"}),
+            Interval(Integral, 1, None, closed="left"),
+        ],
         "device": [str],
         "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "normalize": ["boolean"],
@@ -176,6 +179,7 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         as_items(X)
         if self.interventions is not None:
             resolve_interventions(self.interventions)
+        self.failed_ = []
         return self
 
     def transform(self, X):

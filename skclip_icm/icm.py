@@ -20,9 +20,7 @@ from skclip_icm.moments import GramSum, Moments
 from skclip_icm.pairs import find_paired
 
 
-class ICMTransformer(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
-):
+class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Project embeddings on the directions that interventions do not move.
 
     With the covariance :math:`S` of the embeddings and the second moment
@@ -192,9 +190,7 @@ class ICMTransformer(
             If there are no pairs of the kind asked for, or shapes do not fit.
         """
         paired = find_paired(X)
-        X = validate_data(
-            self, X, dtype=[np.float64, np.float32], ensure_min_samples=2
-        )
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:
             raise ValueError(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "

@@ -58,6 +58,7 @@ class Moments:
 
     @property
     def scatter(self):
+        """Sum of the outer products of the centred rows."""
         return _symmetric(self._upper)
 
     def update(self, X):
@@ -121,6 +122,7 @@ class GramSum:
 
     @property
     def total(self):
+        """The sum, ndarray of shape (n_features, n_features)."""
         return _symmetric(self._upper)
 
     def update(self, rows):

@@ -46,7 +46,7 @@ class PairedEmbeddings(np.ndarray):
     <class 'numpy.ndarray'>
     """
 
-    def __new__(cls, embeddings, counterparts):
+    def __new__(cls, embeddings, counterparts):  # noqa: D102  see the class
         Z = np.asarray(embeddings)
         if Z.dtype not in (np.float32, np.float64):
             Z = Z.astype(np.float32)
@@ -250,7 +250,9 @@ def _selects_rows(key, selected):
         return False
     if not isinstance(key, tuple):
         return key is not None
-    everything = all(k is Ellipsis or (isinstance(k, slice) and k == slice(None)) for k in key[1:])
+    everything = all(
+        k is Ellipsis or (isinstance(k, slice) and k == slice(None)) for k in key[1:]
+    )
     return len(key) in (1, 2) and key[0] is not None and everything
 
 

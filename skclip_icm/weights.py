@@ -142,7 +142,8 @@ def _find_built_in(model_name, pretrained):
     if path.suffix in _WEIGHT_SUFFIXES or path.parent != Path("."):
         raise WeightsNotFoundError(
             f"pretrained={pretrained!r}: there is no such file. Give the path of a "
-            f"weights file of {name} or one of its tags: {tags}."
+            f"weights file of {name} or one of its tags: {tags}. To try the package "
+            'without weights, use model_name="demo".'
         )
     raise ValueError(
         f"pretrained={pretrained!r} is neither a tag of {name} nor a file."

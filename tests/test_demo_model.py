@@ -18,6 +18,7 @@ from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_image  # noqa: E402
 
 from skclip_icm.demo import model as demo  # noqa: E402
+from skclip_icm.folding import fold_batch_norm  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_importing_the_demo_does_not_import_torch():
 
 
 def test_folding_keeps_the_function(model, photos):
-    folded = demo.fold_batch_norm(demo.build_with_image_tower().visual, photos[:1])
+    folded = fold_batch_norm(demo.build_with_image_tower().visual, photos[:1])
     norms = [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert not norms
     with torch.inference_mode():
@@ -191,7 +192,7 @@ def test_folding_leaves_norms_that_no_convolution_feeds():
     x = torch.rand(2, 3, 4, 4)
     with torch.inference_mode():
         expected = module(x)
-        result = demo.fold_batch_norm(module, x)(x)
+        result = fold_batch_norm(module, x)(x)
     torch.testing.assert_close(result, expected)
     assert isinstance(module.first, torch.nn.BatchNorm2d)
     assert isinstance(module.second, torch.nn.BatchNorm2d)
@@ -216,7 +217,7 @@ def test_folding_undoes_itself_where_it_would_change_the_output():
     x = torch.rand(2, 3, 4, 4)
     with torch.inference_mode():
         expected = module(x)
-        assert torch.equal(demo.fold_batch_norm(module, x)(x), expected)
+        assert torch.equal(fold_batch_norm(module, x)(x), expected)
 
 
 def test_trained_text_tower_records_how_it_was_made():

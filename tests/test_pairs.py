@@ -159,7 +159,9 @@ def test_grid_search_on_precomputed_embeddings(train):
     Z, y = train
     grid = {"icmtransformer__lam": [1, 10]}
     for n_jobs in (1, 2):
-        search = GridSearchCV(icm_pipeline(), grid, cv=3, n_jobs=n_jobs, error_score="raise")
+        search = GridSearchCV(
+            icm_pipeline(), grid, cv=3, n_jobs=n_jobs, error_score="raise"
+        )
         search.fit(Z, y)
         assert search.best_estimator_[0].pairs_ == "interventional"
         assert search.best_score_ > 0.9
@@ -191,7 +193,9 @@ def test_pandas_frames_carry_pairs_through_row_selection(train):
     frame = attach_to_frame(pd.DataFrame(np.asarray(Z), index, columns), Z)
     part = frame.iloc[[5, 3]]
     assert_array_equal(find_paired(part).counterparts, Z.counterparts[[5, 3]])
-    search = GridSearchCV(icm_pipeline(), {"icmtransformer__lam": [10]}, error_score="raise")
+    search = GridSearchCV(
+        icm_pipeline(), {"icmtransformer__lam": [10]}, error_score="raise"
+    )
     assert search.fit(frame, y).best_score_ > 0.9
     assert find_paired(frame * 2) is None
     assert find_paired(frame[columns[:5]]) is None

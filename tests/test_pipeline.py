@@ -126,7 +126,10 @@ def test_fitted_pipeline_round_trips(elpv, tmp_path):
     expected = pipe.predict_proba(elpv.images)
     joblib.dump(pipe, tmp_path / "pipe.joblib")
     assert (tmp_path / "pipe.joblib").stat().st_size < 5_000_000
-    for loaded in (joblib.load(tmp_path / "pipe.joblib"), pickle.loads(pickle.dumps(pipe))):
+    for loaded in (
+        joblib.load(tmp_path / "pipe.joblib"),
+        pickle.loads(pickle.dumps(pipe)),
+    ):
         assert_array_equal(loaded.predict_proba(elpv.images), expected)
 
 
@@ -192,8 +195,10 @@ def test_interventional_validation_picks_what_survives_the_shift(elpv):
     chosen = {}
     for name, scoring in (("inside", "accuracy"), ("do", interventional_scorer())):
         search = GridSearchCV(pipe, grid, scoring=scoring).fit(Z[train], y[train])
-        chosen[name] = search.score(Z[~train], y[~train]) if name == "inside" else (
-            search.best_estimator_.score(Z[~train], y[~train])
+        chosen[name] = (
+            search.score(Z[~train], y[~train])
+            if name == "inside"
+            else (search.best_estimator_.score(Z[~train], y[~train]))
         )
     assert chosen["inside"] < 0.8
     assert chosen["do"] > 0.95

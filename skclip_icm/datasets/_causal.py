@@ -15,9 +15,10 @@ Embeddings of a known linear causal model
 -----------------------------------------
 f(x) = A_inv z_inv + A_var z_var + noise. The class shifts the mean of each invariant
 factor by 0.75 standard deviations up or down, in both domains. It shifts each variant
-factor as much in the training domain, and the opposite way in the test domain. Each row has a counterpart with the same invariant
-factors, variant factors drawn afresh and independently of the class, and noise of its
-own. The columns of A = [A_inv, A_var] are orthonormal.
+factor as much in the training domain, and the opposite way in the test domain. Each
+row has a counterpart with the same invariant factors, variant factors drawn afresh and
+independently of the class, and noise of its own. The columns of A = [A_inv, A_var] are
+orthonormal.
 """
 
 

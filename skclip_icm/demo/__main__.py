@@ -62,10 +62,9 @@ def main(argv=None):
     (arguments.output / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
     figure = _figure(featurizer, data.images, fitted)
     figure.savefig(arguments.output / "demo.png", dpi=120)
-    print(
-        f"\nSaved {arguments.output / 'demo.json'} and {arguments.output / 'demo.png'}. "
-        f"Done in {time.perf_counter() - start:.0f} s."
-    )
+    seconds = time.perf_counter() - start
+    print(f"\nSaved demo.json and demo.png in {arguments.output}.")
+    print(f"Done in {seconds:.0f} s.")
 
 
 def _parse(argv):
@@ -121,10 +120,11 @@ def _figure(featurizer, images, search):
 
     from skclip_icm.plotting import InterventionDisplay, SpectrumDisplay
 
-    figure = plt.figure(figsize=(10, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2)
-    InterventionDisplay.from_estimator(featurizer, images[::656], figure=left)
-    SpectrumDisplay.from_estimator(search, figure=right)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 6), width_ratios=(2, 3), layout="constrained"
+    )
+    InterventionDisplay.from_estimator(featurizer, images[::656], ax=left)
+    SpectrumDisplay.from_estimator(search, ax=right)
     return figure
 
 

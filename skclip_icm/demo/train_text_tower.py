@@ -16,6 +16,7 @@ import numpy as np
 
 from skclip_icm.datasets import fetch_emoji_styles
 from skclip_icm.demo import model as demo
+from skclip_icm.folding import fold_batch_norm
 
 HELD_OUT_STYLE = "openmoji-black"
 
@@ -100,7 +101,7 @@ def _embed(model, paths, batch_size=64):
     prepare = image_transform_v2(
         PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
     )
-    tower = demo.fold_batch_norm(model.visual, torch.zeros(1, 3, 224, 224))
+    tower = fold_batch_norm(model.visual, torch.zeros(1, 3, 224, 224))
     tower.to(memory_format=torch.channels_last)
     embeddings = []
     # no_grad, since tensors of inference_mode could not take part in training.
