@@ -66,8 +66,8 @@ def run(task, n_seeds=3, n_jobs=1):
     parallel = Parallel(n_jobs, return_as="generator")
     done = list(tqdm(parallel(calls), task.name, total=len(calls), unit="fit"))
     fold_results = {
-        (seed, remaining): scores
-        for (seed, remaining, _), scores in zip(
+        (seed, remaining): result
+        for (seed, remaining, _), result in zip(
             left_out, done[len(cases) :], strict=True
         )
     }
@@ -108,24 +108,21 @@ def write_summary(results):
 def _add_left_out(records, case, seed, fold_results):
     """Give each record its mean score in the domains left out, and their time."""
     sources, _ = case
-    remaining = [tuple(s for s in sources if s != domain) for domain in sources]
-    scored = [
-        (domain, *fold_results[seed, rest])
-        for domain, rest in zip(sources, remaining, strict=True)
-        if rest
-    ]
+    scored = []
+    for domain in sources:
+        remaining = tuple(other for other in sources if other != domain)
+        if remaining:
+            scored.append((domain, *fold_results[seed, remaining]))
     for record in records:
+        protocol = record["protocol"]
         key = record["method"], record["setting"]
         values = [
-            scores[key]
-            for domain, by_domain, _ in scored
-            for (protocols, scored_domain), scores in by_domain.items()
-            if scored_domain == domain
-            and record["protocol"] in protocols
-            and key in scores
+            scores[protocol, domain, *key]
+            for domain, scores, _ in scored
+            if (protocol, domain, *key) in scores
         ]
         record["scores"][LEFT_OUT] = float(np.mean(values)) if values else np.nan
-        record["fold_seconds"] = sum(seconds for *_, seconds in scored)
+        record["fold_seconds"] = sum(seconds[protocol] for *_, seconds in scored)
 
 
 def _asked(options):

@@ -68,16 +68,16 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     Attributes
     ----------
-    components_ : ndarray of shape (n_components_, n_features_in_)
+    components_ : ndarray of shape (`n_components_`, `n_features_in_`)
         The directions, one a row. Orthonormal for the projection.
-    mean_ : ndarray of shape (n_features_in_,)
+    mean_ : ndarray of shape (`n_features_in_`,)
         Mean of the training rows; zeros if `center` is False.
     scale_ : float
         The number that the output is multiplied by.
-    eigenvalues_ : ndarray of shape (n_features_in_,)
+    eigenvalues_ : ndarray of shape (`n_features_in_`,)
         Eigenvalues, descending: of :math:`S - \lambda S_{do}` for the projection, of
         the whitening matrix for the whitening.
-    invariance_ : ndarray of shape (n_components_,)
+    invariance_ : ndarray of shape (`n_components_`,)
         :math:`1 - v^\top S_{do} v / (2 v^\top \operatorname{Cov}(Z) v)` for each
         direction *v*. 1: the intervention leaves it alone; 0: it moves it as far as
         drawing another image does.
@@ -92,7 +92,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         sources, such as "interventional+given".
     n_features_in_ : int
         Width of the training rows.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features; defined only if `X` has string column names.
 
     See Also
@@ -215,7 +215,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Returns
         -------
-        X_new : ndarray of shape (n, n_components_)
+        X_new : ndarray of shape (n, `n_components_`)
             ``(X - mean_) @ components_.T * scale_``, in the dtype of `X`.
         """
         check_is_fitted(self)
@@ -236,7 +236,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Returns
         -------
-        X_new : ndarray of shape (n, n_components_)
+        X_new : ndarray of shape (n, `n_components_`)
             ``X @ components_.T``, in the dtype of `X`.
         """
         check_is_fitted(self)
@@ -247,7 +247,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Parameters
         ----------
-        X : array-like of shape (n, n_components_)
+        X : array-like of shape (n, `n_components_`)
             Transformed rows.
 
         Returns

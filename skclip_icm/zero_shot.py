@@ -24,7 +24,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
     .. math::
 
-        p(c \mid x) \propto \exp\big(s \cos(A f_I(x), A f_T(t_c))\big) ,
+        p(c \mid x) \propto \exp\bigl(s \cos(A f_I(x), A f_T(t_c))\bigr) ,
 
     where *s* is the temperature that the model was trained with. This is the
     invariant predictor of CLIP-ICM ([1]_); without `icm` it is CLIP's own ([2]_).

@@ -108,27 +108,30 @@ def evaluate_case(task, case, seed):
 def evaluate_fold(task, remaining, left_out, seed):
     """Score the candidates, fitted on some domains, in each of those left out.
 
-    Returns {(protocols, domain): {(method, setting): score}} and the seconds it took.
+    Returns {(protocol, domain, method, setting): score} and {protocol: seconds}.
     """
     _quieten()
-    start = time.perf_counter()
     parts = split(task, seed)
     within = np.isin(task.domains, remaining)
-    scores = {}
+    scores, seconds = {}, {}
     for protocols, seen in parts.scopes():
+        start = time.perf_counter()
         fitting = np.flatnonzero(within & parts.fitting & seen)
         training = _training(task, fitting, target=None)
         # Groups that were trained on in another domain would be recognised.
         known = np.isin(task.groups, task.groups[fitting]) | task.held_out
+        rows = {d: (task.domains == d) & seen & ~known for d in left_out}
         for name in CANDIDATES:
             for setting, represent, classifier, _ in _fit(
                 task, name, training, fitting
             ):
                 for domain in left_out:
-                    rows = (task.domains == domain) & seen & ~known
-                    score = _score(task, classifier, represent, rows)[0]
-                    scores.setdefault((protocols, domain), {})[name, setting] = score
-    return scores, time.perf_counter() - start
+                    score = _score(task, classifier, represent, rows[domain])[0]
+                    for protocol in protocols:
+                        scores[protocol, domain, name, setting] = score
+        elapsed = time.perf_counter() - start
+        seconds |= dict.fromkeys(protocols, elapsed)
+    return scores, seconds
 
 
 def folds(task):

@@ -54,6 +54,12 @@ def raw(training):
     return {"": lambda Z, domains: Z}
 
 
+def centred(training):
+    """ICM's centring and scale without its projection: what these alone do."""
+    mean = training.Z.mean(axis=0)
+    return {"": lambda Z, domains: Z - mean}
+
+
 def pca(training):
     limit = min(training.Z.shape)
     sizes = [size for size in PCA_COMPONENTS if size < limit] or [limit]
@@ -116,7 +122,9 @@ def smallest(training):
         icm = _fit_icm(training, "interventional", whole)
         kept = max((icm.eigenvalues_ > 0).sum(), 1)
         representations[f"lam={lam}"] = (
-            lambda Z, domains, rows=icm.components_[-kept:]: Z @ rows.T
+            lambda Z, domains, mean=icm.mean_, rows=icm.components_[-kept:]: (
+                (Z - mean) @ rows.T
+            )
         )
     return representations
 
@@ -149,6 +157,7 @@ METHODS = {
     "zero-shot + ICM, image pairs": Method(zero_shot_icm("interventional"), True),
     "zero-shot + ICM, caption pairs": Method(zero_shot_icm("captions"), True),
     "linear probe": Method(raw),
+    "linear probe, centred": Method(centred),
     "PCA": Method(pca),
     "LDA": Method(lda),
     "mean-per-domain centring": Method(centring, transductive=True),
