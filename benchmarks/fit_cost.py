@@ -122,8 +122,8 @@ def markdown(result):
     ]
     for name, row in result["rows"].items():
         lines.append(
-            f"| {name} | {row['n_components']} | {row['fit_s']:.2f} | {row['logistic_regression_s']:.2f} "
-            f"| {row['ratio']:.2f} |"
+            f"| {name} | {row['n_components']} | {row['fit_s']:.2f} "
+            f"| {row['logistic_regression_s']:.2f} | {row['ratio']:.2f} |"
         )
     return "\n".join([*lines, ""])
 

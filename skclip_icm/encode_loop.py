@@ -23,7 +23,7 @@ from skclip_icm.interventions import intervene
 logger = logging.getLogger("skclip_icm")
 
 # Decoded images that may wait for the model, in batches: enough that neither idles.
-_BATCHES_AHEAD = 2
+_BATCHES_AHEAD = 4
 # Rows whose content is hashed at a time, to bound the number of futures.
 _ROWS_HASHED = 4096
 

@@ -109,6 +109,8 @@ class Encoder:
         Where the model is.
     dtype : str
         What it computes in.
+    batch_size : int
+        Images per forward pass that suit the device.
     logit_scale : float
         Factor of cosines between images and texts.
     logit_bias : float or None
@@ -127,6 +129,11 @@ class Encoder:
             native = _has_native_bfloat16(device) and not is_convolutional
             dtype = "bfloat16" if native else "float32"
         self.device, self.dtype = device, dtype
+        # On a CPU, activations that outgrow the C library's threshold for mapped
+        # memory are paged in anew on every pass: for a convolutional tower that takes
+        # as long as the arithmetic from 16 images on.
+        on_cpu = 8 if is_convolutional else 32
+        self.batch_size = on_cpu if device.type == "cpu" else 256
 
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
         transform = image_transform_v2(preprocess, is_train=False)

@@ -49,7 +49,7 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     n_interventions : int, default=1
         Random draws of each intervention.
     batch_size : int or "auto", default="auto"
-        Images per forward pass.
+        Images per forward pass. "auto" is what suits the kind of model and device.
     device : str, default="auto"
         Where the model runs, such as "cpu" or "cuda:1". "auto" is the first of cuda,
         mps and cpu that is there when the model is used.
@@ -336,12 +336,13 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _embed(self, items, views):
         self._validate_params()
+        encoder, size = self._encoder(), self.batch_size
         embeddings, failed = embed(
             items,
-            self._encoder(),
+            encoder,
             views,
             open_cache(self.cache),
-            batch_size=64 if self.batch_size == "auto" else self.batch_size,
+            batch_size=encoder.batch_size if size == "auto" else size,
             n_jobs=self.n_jobs,
             on_error=self.on_error,
             progress=self._progress,

@@ -118,5 +118,15 @@ def test_folder_of_one_domain(ood, tmp_path):
         ood.main(["--folder", str(tmp_path / "tiny"), *_results(tmp_path)])
 
 
+@pytest.mark.filterwarnings("ignore:No direction has more variance")
+def test_fit_cost(ood):
+    import fit_cost
+
+    result = fit_cost.measure(n=300, d=16, repeats=1)
+    table = fit_cost.markdown(result)
+    assert all(f"| {name} | " in table for name in fit_cost.ROWS)
+    assert all(row["fit_s"] > 0 for row in result["rows"].values())
+
+
 def _results(folder):
     return ["--results", str(folder)]

@@ -20,7 +20,12 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
-from skclip_icm import CLIPFeaturizer, ICMTransformer, interventional_scorer
+from skclip_icm import (
+    CLIPFeaturizer,
+    ICMTransformer,
+    __version__,
+    interventional_scorer,
+)
 from skclip_icm.datasets import fetch_elpv
 
 SEED = 0
@@ -129,19 +134,15 @@ def _figure(featurizer, images, search):
 
 
 def _setting():
-    packages = (
-        "skclip-icm",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "torch",
-        "open_clip_torch",
-    )
+    packages = ("numpy", "scipy", "scikit-learn", "torch", "open_clip_torch")
     return {
         "date": time.strftime("%Y-%m-%d"),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {
+            "skclip-icm": __version__,
+            **{package: version(package) for package in packages},
+        },
     }
 
 
