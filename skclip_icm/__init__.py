@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from skclip_icm.cache import EmbeddingCache
     from skclip_icm.featurizer import CLIPFeaturizer
     from skclip_icm.icm import ICMTransformer
-    from skclip_icm.model_selection import interventional_scorer
+    from skclip_icm.model_selection import interventional_scorer, invariant_search
     from skclip_icm.pairs import PairedEmbeddings
     from skclip_icm.zero_shot import ZeroShotClassifier
 
@@ -27,6 +27,7 @@ __all__ = [
     "datasets",
     "interventional_scorer",
     "interventions",
+    "invariant_search",
 ]
 
 _HOME = {
@@ -36,6 +37,7 @@ _HOME = {
     "PairedEmbeddings": "pairs",
     "ZeroShotClassifier": "zero_shot",
     "interventional_scorer": "model_selection",
+    "invariant_search": "model_selection",
 }
 
 

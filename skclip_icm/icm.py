@@ -293,7 +293,8 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         mean_square = _along(A, S).sum()
         scaled = self.rescale and mean_square > 0
         self.scale_ = float(mean_square**-0.5) if scaled else 1.0
-        self.invariance_ = _invariance(A, moments.second_moment(center=True), S_do)
+        covariance = S if self.center else moments.second_moment(center=True)
+        self.invariance_ = _invariance(A, covariance, S_do)
         self.eigenvalues_ = eigenvalues
         self.components_ = A.astype(dtype)
         mean = moments.mean if self.center else np.zeros_like(moments.mean)

@@ -1,12 +1,28 @@
 """Scoring under intervention, for choosing parameters without target labels."""
 
+from numbers import Real
+
 import numpy as np
 from sklearn.metrics import check_scoring
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
 from sklearn.pipeline import Pipeline
-from sklearn.utils._param_validation import StrOptions, validate_params
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_params,
+)
 
 from skclip_icm.pairs import find_paired
 
+#: Separate interventions, for validation.
+VALIDATION_INTERVENTIONS = (
+    "color_jitter",
+    "gaussian_blur",
+    "invert",
+    "equalize",
+    "hue",
+)
 _AGGREGATES = {"mean": np.mean, "worst": np.min}
 
 
@@ -15,10 +31,13 @@ _AGGREGATES = {"mean": np.mean, "worst": np.min}
         "scoring": [str, callable, None],
         "interventions": [str, list, tuple, callable, None],
         "aggregate": [StrOptions(set(_AGGREGATES))],
+        "weight_original": [Interval(Real, 0, 1, closed="both")],
     },
     prefer_skip_nested_validation=True,
 )
-def interventional_scorer(scoring=None, interventions=None, *, aggregate="mean"):
+def interventional_scorer(
+    scoring=None, interventions=None, *, aggregate="mean", weight_original=0.0
+):
     """Make a scorer that scores the counterparts of the held-out rows.
 
     Accuracy on held-out rows of the training domains prefers a model that uses
@@ -37,6 +56,8 @@ def interventional_scorer(scoring=None, interventions=None, *, aggregate="mean")
         featurizer makes, or that precomputed embeddings carry.
     aggregate : {"mean", "worst"}, default="mean"
         How the scores of the separate interventions become one number.
+    weight_original : float, default=0.0
+        Weight of the score of the images as they are; the rest goes to that number.
 
     Returns
     -------
@@ -72,39 +93,125 @@ def interventional_scorer(scoring=None, interventions=None, *, aggregate="mean")
     >>> search.best_params_
     {'icmtransformer__lam': 10}
     """
-    return _InterventionalScorer(scoring, interventions, aggregate)
+    return _InterventionalScorer(scoring, interventions, aggregate, weight_original)
+
+
+@validate_params(
+    {
+        "estimator": [HasMethods(["fit"])],
+        "param_grid": [dict, list],
+        "domains": ["array-like", None],
+        "scoring": [str, callable, None],
+        "interventions": [str, list, tuple, callable, None],
+    },
+    prefer_skip_nested_validation=True,
+)
+def invariant_search(
+    estimator,
+    param_grid,
+    domains=None,
+    *,
+    scoring=None,
+    interventions=VALIDATION_INTERVENTIONS,
+    **search_params,
+):
+    """Set up the search that chooses for an unseen domain without its labels.
+
+    With several training domains, each is left out in turn, and a candidate scores
+    the mean of two numbers on it: as its images are, and under the worst of the
+    separate interventions. With one domain, stratified folds are scored under the
+    worst intervention alone. `docs` compares this rule with others.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A pipeline over images with a `CLIPFeaturizer`, or any estimator over
+        `PairedEmbeddings`.
+    param_grid : dict or list of dict
+        Candidates, as in `sklearn.model_selection.GridSearchCV`.
+    domains : array-like of shape (n,), default=None
+        Domains of the training rows; pass them to ``fit`` as ``groups`` too. None
+        means a single domain.
+    scoring : str, callable or None, default=None
+        What to measure. None takes the estimator's own score.
+    interventions : str, callable, list or None
+        Interventions to validate under. The default are five separate ones, of which
+        the default "photometric" composes some for fitting. Embeddings that carry
+        counterparts are scored on those, whatever is given here.
+    **search_params : dict
+        Other parameters of `sklearn.model_selection.GridSearchCV`.
+
+    Returns
+    -------
+    search : sklearn.model_selection.GridSearchCV
+        The search, to be fitted by ``search.fit(X, y, groups=domains)``.
+
+    See Also
+    --------
+    interventional_scorer : The scorer it uses.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skclip_icm import ICMTransformer, invariant_search
+    >>> from skclip_icm.datasets import make_causal_embeddings
+    >>> data = make_causal_embeddings(300, random_state=0)
+    >>> train = data.domains == 0
+    >>> pipe = make_pipeline(ICMTransformer(), LogisticRegression())
+    >>> search = invariant_search(pipe, {"icmtransformer__lam": [0, 10]})
+    >>> search.fit(data.embeddings[train], data.target[train]).best_params_
+    {'icmtransformer__lam': 10}
+    """
+    several = domains is not None and len(np.unique(domains)) > 1
+    scorer = interventional_scorer(
+        scoring,
+        interventions if _embeds_images(estimator) else None,
+        aggregate="worst",
+        weight_original=0.5 if several else 0.0,
+    )
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    cv = LeaveOneGroupOut() if several else folds
+    return GridSearchCV(estimator, param_grid, scoring=scorer, cv=cv, **search_params)
 
 
 class _InterventionalScorer:
-    def __init__(self, scoring, interventions, aggregate):
+    def __init__(self, scoring, interventions, aggregate, weight_original):
         self.scoring = scoring
         self.interventions = interventions
         self.aggregate = aggregate
+        self.weight_original = weight_original
 
     def __repr__(self):
         return (
             f"interventional_scorer({self.scoring!r}, {self.interventions!r}, "
-            f"aggregate={self.aggregate!r})"
+            f"aggregate={self.aggregate!r}, weight_original={self.weight_original!r})"
         )
 
     def __call__(self, estimator, X, y=None, **params):
-        predictor, counterparts = _counterparts(estimator, X, self.interventions)
+        predictor, original, counterparts = _split(estimator, X, self.interventions)
         scorer = check_scoring(predictor, self.scoring)
         scores = [scorer(predictor, Z_do, y, **params) for Z_do in counterparts]
-        return float(_AGGREGATES[self.aggregate](scores))
+        changed, weight = _AGGREGATES[self.aggregate](scores), self.weight_original
+        if weight == 0:
+            return float(changed)
+        return float(
+            weight * scorer(predictor, original, y, **params) + (1 - weight) * changed
+        )
 
 
-def _counterparts(estimator, X, interventions):
-    """Return what predicts from embeddings, and a list of (n, d) counterparts."""
+def _split(estimator, X, interventions):
+    """Return what predicts from embeddings, these, and a list of counterparts."""
     # A fitted search predicts with its best estimator.
     estimator = getattr(estimator, "best_estimator_", estimator)
     paired = find_paired(X)
     if paired is not None and interventions is None:
-        return estimator, _each(paired, like=X)
+        return estimator, X, _each(paired, like=X)
     if paired is None and hasattr(estimator, "featurizer_"):
         # It embeds images itself, and takes embeddings in their place.
         paired = find_paired(estimator.featurizer_.intervene(X, interventions))
-        return estimator, _each(paired, like=paired)
+        return estimator, paired, _each(paired, like=paired)
     at = _featurizer_step(estimator)
     if at is None:
         raise ValueError(
@@ -121,7 +228,7 @@ def _counterparts(estimator, X, interventions):
     X = estimator[:at].transform(X) if at else X
     featurizer = estimator.steps[at][1]
     paired = featurizer.intervene(X, interventions)
-    return estimator[at + 1 :], _each(find_paired(paired), like=paired)
+    return estimator[at + 1 :], paired, _each(find_paired(paired), like=paired)
 
 
 def _each(paired, like):
@@ -130,6 +237,10 @@ def _each(paired, like):
         frame = type(like)
         return [frame(Z, index=like.index, columns=like.columns) for Z in counterparts]
     return list(counterparts)
+
+
+def _embeds_images(estimator):
+    return _featurizer_step(estimator) is not None or hasattr(estimator, "featurizer")
 
 
 def _featurizer_step(estimator):

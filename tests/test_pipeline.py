@@ -17,7 +17,12 @@ from sklearn.model_selection import (
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skclip_icm import CLIPFeaturizer, ICMTransformer, interventional_scorer
+from skclip_icm import (
+    CLIPFeaturizer,
+    ICMTransformer,
+    interventional_scorer,
+    invariant_search,
+)
 
 
 def make_pipeline(*between, memory=None, transform_input=None, **clip):
@@ -202,3 +207,28 @@ def test_interventional_validation_picks_what_survives_the_shift(elpv):
         )
     assert chosen["inside"] < 0.8
     assert chosen["do"] > 0.95
+
+
+def test_invariant_search_leaves_domains_out_and_weighs_both_scores(elpv):
+    Z = CLIPFeaturizer("demo").intervene(elpv.images, ["invert", "equalize"])
+    search = invariant_search(make_pipeline()[1:], {"icm__lam": [1]}, elpv.domains)
+    search.fit(Z, elpv.target, groups=elpv.domains)
+    scores = []
+    for left_out in (0, 1):
+        test = elpv.domains == left_out
+        pipe = make_pipeline()[1:].set_params(icm__lam=1)
+        pipe.fit(Z[~test], elpv.target[~test])
+        views = [Z[test], *Z[test].counterparts.swapaxes(0, 1)]
+        clean, *changed = [pipe.score(view, elpv.target[test]) for view in views]
+        scores.append((clean + min(changed)) / 2)
+    assert_allclose(search.best_score_, np.mean(scores))
+
+
+def test_invariant_search_over_images_of_one_domain(elpv):
+    grid = {"icm__lam": [1]}
+    pipe = make_pipeline()
+    search = invariant_search(pipe, grid, interventions="invert", error_score="raise")
+    search.fit(elpv.images, elpv.target)
+    assert search.best_estimator_["icm"].pairs_ == "interventional"
+    with pytest.raises(ValueError, match="domains"):
+        invariant_search(pipe, grid, domains="mono")

@@ -52,12 +52,12 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        images : list of str, n paths of PNG and WebP files, style by style, with
-        the concepts in the same order in every style.
-        target : int array (n,), index into ``target_names``.
-        domains : int array (n,), index into ``domain_names``.
-        target_names, domain_names : list of str.
-        names, keywords : list of str, per image ("dog face"; "animal, dog, pet").
+        Fields: ``images``, list of str, n paths of PNG and WebP files, style by
+        style, with the concepts in the same order in every style.
+        ``target``, int array (n,), index into ``target_names``.
+        ``domains``, int array (n,), index into ``domain_names``.
+        ``target_names``, ``domain_names``, lists of str.
+        ``names``, ``keywords``, lists of str, per image ("dog face"; "animal, dog, pet").
         concepts : str array (n,), code points without variation selectors
         ("1F436"); equal for the same emoji in another style.
         DESCR : str, with the licences.

@@ -93,7 +93,7 @@ def _fit(Z, y):
         PIPELINE,
         GRID,
         scoring=interventional_scorer("roc_auc"),
-        cv=StratifiedKFold(3, shuffle=True, random_state=SEED),
+        cv=StratifiedKFold(2, shuffle=True, random_state=SEED),
     )
     return {"raw probe": clone(PROBE).fit(Z, y), "ICM": search.fit(Z, y)}
 
