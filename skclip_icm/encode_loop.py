@@ -96,7 +96,7 @@ def embed(items, encoder, views, store, *, batch_size, n_jobs, on_error, progres
                 jobs, items, encoder, views, pool, batch_size, on_error
             )
             for cells, pixels in _batches(ready, batch_size):
-                table.fill(cells, encoder.encode_images(_as_tensor(pixels)))
+                table.fill(cells, _encode(encoder, pixels))
                 bar.update(len(cells))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -230,11 +230,21 @@ def _batches(ready, batch_size):
         yield cells, pixels
 
 
-def _as_tensor(pixels):
+def _encode(encoder, pixels):
+    """Embed a batch; in halves if it is too much for the device's memory."""
     import torch
 
     # Stacked (b, H, W, 3) pixels are, seen as (b, 3, H, W), in channels-last order.
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    try:
+        return encoder.encode_images(batch)
+    except (torch.OutOfMemoryError, MemoryError):
+        if len(pixels) == 1:
+            raise
+        half = len(pixels) // 2
+    return np.concatenate(
+        [_encode(encoder, pixels[:half]), _encode(encoder, pixels[half:])]
+    )
 
 
 def _result(future, on_error):

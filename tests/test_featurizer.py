@@ -17,7 +17,7 @@ from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer
-from skclip_icm.encoder import WeightsNotFoundError
+from skclip_icm.encoder import Encoder, WeightsNotFoundError
 from skclip_icm.image_input import ImageError
 from skclip_icm.pairs import find_paired
 
@@ -314,6 +314,22 @@ def test_finished_rows_survive_a_bad_one(demo, folder, tmp_path, forward_rows):
     assert done == 6
     one_by_one.transform(folder)
     assert forward_rows() == done
+
+
+def test_batches_too_large_for_memory_are_halved(demo, photographs, monkeypatch):
+    expected = demo.transform(photographs)
+    encode, sizes = Encoder.encode_images, []
+
+    def short_of_memory(self, pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Encoder, "encode_images", short_of_memory)
+    Z = CLIPFeaturizer("demo", batch_size=6, cache=_NoCache()).transform(photographs)
+    assert_allclose(Z, expected, atol=1e-5)
+    assert sizes == [6, 3, 1, 2, 3, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
         ``domains``, int array (n,), index into ``domain_names``.
         ``target_names``, ``domain_names``, lists of str.
         ``names``, ``keywords``, lists of str, per image ("dog face"; "animal, dog, pet").
-        concepts : str array (n,), code points without variation selectors
+        ``concepts``, str array (n,), code points without variation selectors
         ("1F436"); equal for the same emoji in another style.
-        DESCR : str, with the licences.
+        ``DESCR``, str, with the licences.
 
     Raises
     ------
