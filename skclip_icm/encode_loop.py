@@ -7,6 +7,8 @@ decoded images is in memory at a time, and what is finished is cached at once.
 import hashlib
 import logging
 import os
+import uuid
+import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -18,7 +20,11 @@ import numpy as np
 from skclip_icm.cache import file_stamp, get_digests, put_digests
 from skclip_icm.image_input import ImageError, read_content, row_error
 from skclip_icm.images import decode, digest
-from skclip_icm.interventions import intervene
+from skclip_icm.interventions import (
+    intervene,
+    intervention_key,
+    resolve_interventions,
+)
 
 logger = logging.getLogger("skclip_icm")
 
@@ -26,6 +32,8 @@ logger = logging.getLogger("skclip_icm")
 _BATCHES_AHEAD = 4
 # Rows whose content is hashed at a time, to bound the number of futures.
 _ROWS_HASHED = 4096
+# Callables whose code does not say all that they do have a key for their lifetime.
+_KEYS_FOR_LIFE = weakref.WeakKeyDictionary()
 
 
 class View(NamedTuple):
@@ -47,6 +55,33 @@ class View(NamedTuple):
 
 
 AS_IS = View("as is")
+
+
+def views_of(interventions, n_draws, random_state):
+    """List the views that interventions make, draw by draw.
+
+    Parameters
+    ----------
+    interventions : str, callable, or list or tuple of these
+        As in `interventions.resolve_interventions`.
+    n_draws : int
+        Random draws of each.
+    random_state : int
+        Seed.
+
+    Returns
+    -------
+    views : list of View
+        One for each intervention and draw.
+    """
+    many = isinstance(interventions, list | tuple)
+    entries = interventions if many else [interventions]
+    resolve_interventions(entries)
+    return [
+        View(f"{_lasting_key(entry)}/{random_state}/{draw}", entry, random_state, draw)
+        for entry in entries
+        for draw in range(n_draws)
+    ]
 
 
 def embed(items, encoder, views, store, *, batch_size, n_jobs, on_error, progress):
@@ -255,6 +290,17 @@ def _result(future, on_error):
             raise
         logger.warning("%s The embedding is NaN.", error)
         return None
+
+
+def _lasting_key(intervention):
+    """Text that tells what an intervention does, as long as the object lives."""
+    key = intervention_key(intervention)
+    if key is None:
+        try:
+            key = _KEYS_FOR_LIFE.setdefault(intervention, uuid.uuid4().hex)
+        except TypeError:  # neither hashable nor weakly referable
+            key = uuid.uuid4().hex
+    return key
 
 
 def _is_path(item):

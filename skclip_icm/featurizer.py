@@ -1,7 +1,5 @@
 """The estimator that turns images into CLIP embeddings."""
 
-import uuid
-import weakref
 from contextlib import nullcontext
 from numbers import Integral
 
@@ -17,10 +15,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
 
 from skclip_icm.cache import open_cache
-from skclip_icm.encode_loop import AS_IS, View, embed
+from skclip_icm.encode_loop import AS_IS, embed, views_of
 from skclip_icm.encoder import load_encoder
 from skclip_icm.image_input import as_items
-from skclip_icm.interventions import intervention_key, resolve_interventions
+from skclip_icm.interventions import resolve_interventions
 from skclip_icm.pairs import LazyCounterparts, PairedEmbeddings, attach_to_frame
 
 
@@ -366,14 +364,7 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         seed = self.random_state
         if not isinstance(seed, Integral):
             seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
-        many = isinstance(interventions, list | tuple)
-        entries = interventions if many else [interventions]
-        resolve_interventions(entries)
-        return [
-            View(f"{_key(entry)}/{seed}/{draw}", entry, int(seed), draw)
-            for entry in entries
-            for draw in range(self.n_interventions)
-        ]
+        return views_of(interventions, self.n_interventions, int(seed))
 
     def _progress(self, n_images):
         if not self.verbose or not n_images:
@@ -389,18 +380,3 @@ class _Silent(nullcontext):
 
     def update(self, n_images):
         pass
-
-
-# Callables whose code does not say all that they do have a key for their lifetime.
-_KEYS_FOR_LIFE = weakref.WeakKeyDictionary()
-
-
-def _key(intervention):
-    """Text that tells what an intervention does, for cache keys."""
-    key = intervention_key(intervention)
-    if key is None:
-        try:
-            key = _KEYS_FOR_LIFE.setdefault(intervention, uuid.uuid4().hex)
-        except TypeError:  # neither hashable nor weakly referable
-            key = uuid.uuid4().hex
-    return key

@@ -57,7 +57,7 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
         ``target``, int array (n,), index into ``target_names``.
         ``domains``, int array (n,), index into ``domain_names``.
         ``target_names``, ``domain_names``, lists of str.
-        ``names``, ``keywords``, lists of str, per image ("dog face"; "animal, dog, pet").
+        ``names``, ``keywords``, lists of str, per image ("dog face", "animal, pet").
         ``concepts``, str array (n,), code points without variation selectors
         ("1F436"); equal for the same emoji in another style.
         ``DESCR``, str, with the licences.
