@@ -290,11 +290,11 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             eigenvalues, directions = _whitening(S_do, self.shrinkage, moments.n)
         self.n_components_ = self._count(eigenvalues)
         A = _fix_signs(directions[: self.n_components_])
-        mean_square = _along(A, S).sum()
-        scaled = self.rescale and mean_square > 0
-        self.scale_ = float(mean_square**-0.5) if scaled else 1.0
-        covariance = S if self.center else moments.second_moment(center=True)
-        self.invariance_ = _invariance(A, covariance, S_do)
+        square = _along(A, S)  # mean square of each output before the scale
+        scaled = self.rescale and square.sum() > 0
+        self.scale_ = float(square.sum() ** -0.5) if scaled else 1.0
+        variance = square if self.center else square - (A @ moments.mean) ** 2
+        self.invariance_ = _invariance(_along(A, S_do), variance)
         self.eigenvalues_ = eigenvalues
         self.components_ = A.astype(dtype)
         mean = moments.mean if self.center else np.zeros_like(moments.mean)
@@ -367,7 +367,7 @@ def _along(directions, M):
     return np.einsum("rd,rd->r", directions @ M, directions)
 
 
-def _invariance(A, covariance, S_do):
+def _invariance(moved, variance):
     # A direction in which nothing varies cannot be moved either: it is invariant.
-    spread = np.maximum(2 * _along(A, covariance), np.finfo(float).tiny)
-    return 1 - np.maximum(_along(A, S_do), 0) / spread
+    spread = np.maximum(2 * variance, np.finfo(float).tiny)
+    return 1 - np.maximum(moved, 0) / spread
