@@ -20,7 +20,13 @@ from pathlib import Path
 import numpy as np
 from joblib import Parallel, delayed
 from ood_benchmark.data import LOADERS, load_task
-from ood_benchmark.evaluate import LEFT_OUT, evaluate_case, evaluate_fold, folds
+from ood_benchmark.evaluate import (
+    LEFT_OUT,
+    LEFT_OUT_WORST,
+    evaluate_case,
+    evaluate_fold,
+    folds,
+)
 from ood_benchmark.tables import summarise, to_json, to_markdown
 from tqdm import tqdm
 
@@ -121,7 +127,8 @@ def _add_left_out(records, case, seed, fold_results):
             for domain, scores, _ in scored
             if (protocol, domain, *key) in scores
         ]
-        record["scores"][LEFT_OUT] = float(np.mean(values)) if values else np.nan
+        means = np.mean(values, axis=0).tolist() if values else (np.nan, np.nan)
+        record["scores"] |= dict(zip((LEFT_OUT, LEFT_OUT_WORST), means, strict=True))
         record["fold_seconds"] = sum(seconds[protocol] for *_, seconds in scored)
 
 

@@ -29,7 +29,7 @@ RANGES = {
     "brightness": (0.4, 1.6),
     "contrast": (0.4, 1.6),
     "saturation": (0.4, 1.6),
-    "hue": (-0.1, 0.1),
+    "hue": (-0.5, 0.5),
     "sigma": (0.5, 2.5),
     "bits": (3, 4),
     "threshold": (64, 192),

@@ -1,14 +1,11 @@
 """Scoring under intervention, for choosing parameters without target labels."""
 
-from numbers import Real
-
 import numpy as np
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import (
     HasMethods,
-    Interval,
     StrOptions,
     validate_params,
 )
@@ -31,12 +28,12 @@ _AGGREGATES = {"mean": np.mean, "worst": np.min}
         "scoring": [str, callable, None],
         "interventions": [str, list, tuple, callable, None],
         "aggregate": [StrOptions(set(_AGGREGATES))],
-        "weight_original": [Interval(Real, 0, 1, closed="both")],
+        "include_original": ["boolean"],
     },
     prefer_skip_nested_validation=True,
 )
 def interventional_scorer(
-    scoring=None, interventions=None, *, aggregate="mean", weight_original=0.0
+    scoring=None, interventions=None, *, aggregate="mean", include_original=False
 ):
     """Make a scorer that scores the counterparts of the held-out rows.
 
@@ -56,8 +53,8 @@ def interventional_scorer(
         featurizer makes, or that precomputed embeddings carry.
     aggregate : {"mean", "worst"}, default="mean"
         How the scores of the separate interventions become one number.
-    weight_original : float, default=0.0
-        Weight of the score of the images as they are; the rest goes to that number.
+    include_original : bool, default=False
+        Whether the images as they are count as one more intervention.
 
     Returns
     -------
@@ -93,7 +90,7 @@ def interventional_scorer(
     >>> search.best_params_
     {'icmtransformer__lam': 10}
     """
-    return _InterventionalScorer(scoring, interventions, aggregate, weight_original)
+    return _InterventionalScorer(scoring, interventions, aggregate, include_original)
 
 
 @validate_params(
@@ -117,10 +114,10 @@ def invariant_search(
 ):
     """Set up the search that chooses for an unseen domain without its labels.
 
-    With several training domains, each is left out in turn, and a candidate scores
-    the mean of two numbers on it: as its images are, and under the worst of the
-    separate interventions. With one domain, stratified folds are scored under the
-    worst intervention alone. `docs` compares this rule with others.
+    With several training domains, each is left out in turn, and what counts on it is a
+    candidate's worst score: on its images as they are, or under any of the separate
+    interventions. With one domain, stratified folds are scored under the worst
+    intervention. The documentation compares this rule with others.
 
     Parameters
     ----------
@@ -169,7 +166,7 @@ def invariant_search(
         scoring,
         interventions if _embeds_images(estimator) else None,
         aggregate="worst",
-        weight_original=0.5 if several else 0.0,
+        include_original=several,
     )
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     cv = LeaveOneGroupOut() if several else folds
@@ -177,28 +174,25 @@ def invariant_search(
 
 
 class _InterventionalScorer:
-    def __init__(self, scoring, interventions, aggregate, weight_original):
+    def __init__(self, scoring, interventions, aggregate, include_original):
         self.scoring = scoring
         self.interventions = interventions
         self.aggregate = aggregate
-        self.weight_original = weight_original
+        self.include_original = include_original
 
     def __repr__(self):
         return (
             f"interventional_scorer({self.scoring!r}, {self.interventions!r}, "
-            f"aggregate={self.aggregate!r}, weight_original={self.weight_original!r})"
+            f"aggregate={self.aggregate!r}, include_original={self.include_original})"
         )
 
     def __call__(self, estimator, X, y=None, **params):
-        predictor, original, counterparts = _split(estimator, X, self.interventions)
+        predictor, original, views = _split(estimator, X, self.interventions)
+        if self.include_original:
+            views = [original, *views]
         scorer = check_scoring(predictor, self.scoring)
-        scores = [scorer(predictor, Z_do, y, **params) for Z_do in counterparts]
-        changed, weight = _AGGREGATES[self.aggregate](scores), self.weight_original
-        if weight == 0:
-            return float(changed)
-        return float(
-            weight * scorer(predictor, original, y, **params) + (1 - weight) * changed
-        )
+        scores = [scorer(predictor, view, y, **params) for view in views]
+        return float(_AGGREGATES[self.aggregate](scores))
 
 
 def _split(estimator, X, interventions):

@@ -135,7 +135,7 @@ def load_elpv_corrupted(node_modules=None):
         description="Solar cells: trained on clean images of both kinds of module; "
         "tested on images of other cells with blur and wrong exposure, stronger than "
         "in any intervention.",
-        images=list(elpv.images) + corrupted,
+        images=[Image.open(path).convert("L") for path in elpv.images] + corrupted,
         target=np.tile(elpv.target, 2),
         domains=np.concatenate([elpv.domains, elpv.domains + 2]),
         domain_names=["mono", "poly", "mono-corrupted", "poly-corrupted"],

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from .evaluate import IN_DOMAIN, LEFT_OUT, PROTOCOLS
+from .evaluate import IN_DOMAIN, LEFT_OUT, LEFT_OUT_WORST, PROTOCOLS
 from .methods import METHODS
 from .rules import CHOSEN, METHOD_RULE, RECIPE, RULES, candidates, choose, seconds
 
@@ -61,18 +61,19 @@ def summarise(result):
 def to_json(result):
     """One line for each record, so that a file stays small and can be compared."""
     columns = ["target", "seed", "protocol", "method", "setting", IN_DOMAIN]
-    views = [name for name in result["records"][0]["scores"] if name not in columns]
-    views.remove(LEFT_OUT)
+    left = (LEFT_OUT, LEFT_OUT_WORST)
+    scores = result["records"][0]["scores"]
+    views = [name for name in scores if name not in (*columns, *left)]
     lines = [
         json.dumps(
             [record[column] for column in columns[:-1]]
-            + [_rounded(record["scores"][v]) for v in (IN_DOMAIN, *views, LEFT_OUT)]
+            + [_rounded(record["scores"][v]) for v in (IN_DOMAIN, *views, *left)]
             + [_rounded(value) for value in record["metrics"]]
         )
         for record in result["records"]
     ]
     head = {key: value for key, value in result.items() if key != "records"}
-    head["columns"] = [*columns, *views, LEFT_OUT, *result["metrics"]]
+    head["columns"] = [*columns, *views, *left, *result["metrics"]]
     text = json.dumps(_rounded(head), indent=1)
     return f'{text[:-2]},\n "records": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
