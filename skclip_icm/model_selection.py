@@ -2,7 +2,7 @@
 
 import numpy as np
 from sklearn.metrics import check_scoring
-from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import (
     HasMethods,
@@ -97,7 +97,6 @@ def interventional_scorer(
     {
         "estimator": [HasMethods(["fit"])],
         "param_grid": [dict, list],
-        "domains": ["array-like", None],
         "scoring": [str, callable, None],
         "interventions": [str, list, tuple, callable, None],
     },
@@ -106,7 +105,6 @@ def interventional_scorer(
 def invariant_search(
     estimator,
     param_grid,
-    domains=None,
     *,
     scoring=None,
     interventions=VALIDATION_INTERVENTIONS,
@@ -114,10 +112,9 @@ def invariant_search(
 ):
     """Set up the search that chooses for an unseen domain without its labels.
 
-    With several training domains, each is left out in turn, and what counts on it is a
-    candidate's worst score: on its images as they are, or under any of the separate
-    interventions. With one domain, stratified folds are scored under the worst
-    intervention. The documentation compares this rule with others.
+    Stratified folds of the training rows are scored under each of several separate
+    interventions, and a candidate counts for its worst score. Of the rules compared in
+    the documentation, leaving training domains out among them, this one did best.
 
     Parameters
     ----------
@@ -126,9 +123,6 @@ def invariant_search(
         `PairedEmbeddings`.
     param_grid : dict or list of dict
         Candidates, as in `sklearn.model_selection.GridSearchCV`.
-    domains : array-like of shape (n,), default=None
-        Domains of the training rows; pass them to ``fit`` as ``groups`` too. None
-        means a single domain.
     scoring : str, callable or None, default=None
         What to measure. None takes the estimator's own score.
     interventions : str, callable, list or None
@@ -136,12 +130,12 @@ def invariant_search(
         the default "photometric" composes some for fitting. Embeddings that carry
         counterparts are scored on those, whatever is given here.
     **search_params : dict
-        Other parameters of `sklearn.model_selection.GridSearchCV`.
+        Other parameters of `sklearn.model_selection.GridSearchCV`, such as `cv`.
 
     Returns
     -------
     search : sklearn.model_selection.GridSearchCV
-        The search, to be fitted by ``search.fit(X, y, groups=domains)``.
+        The search, not yet fitted.
 
     See Also
     --------
@@ -149,7 +143,6 @@ def invariant_search(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
     >>> from skclip_icm import ICMTransformer, invariant_search
@@ -161,16 +154,13 @@ def invariant_search(
     >>> search.fit(data.embeddings[train], data.target[train]).best_params_
     {'icmtransformer__lam': 10}
     """
-    several = domains is not None and len(np.unique(domains)) > 1
     scorer = interventional_scorer(
         scoring,
         interventions if _embeds_images(estimator) else None,
         aggregate="worst",
-        include_original=several,
     )
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    cv = LeaveOneGroupOut() if several else folds
-    return GridSearchCV(estimator, param_grid, scoring=scorer, cv=cv, **search_params)
+    search_params.setdefault("cv", StratifiedKFold(5, shuffle=True, random_state=0))
+    return GridSearchCV(estimator, param_grid, scoring=scorer, **search_params)
 
 
 class _InterventionalScorer:
