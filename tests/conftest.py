@@ -6,7 +6,7 @@ from PIL import Image
 
 from skclip_icm.cache import open_cache
 from skclip_icm.datasets import fetch_elpv
-from skclip_icm.encoder import Encoder
+from skclip_icm.encoder import Encoder, load_encoder
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,7 @@ def photographs():
 def forward_rows(monkeypatch):
     """Number of images that went through a model in this test, from an empty cache."""
     open_cache(None).clear()
+    load_encoder("demo", None)  # which encodes a blank image to learn the width
     counts = []
     encode = Encoder.encode_images
 
