@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
+from skclip_icm.datasets._npm import package_folders
+
 _PACKAGES = (
     "emoji-datasource-google emoji-datasource-twitter openmoji @lobehub/fluent-emoji-3d"
 )
@@ -76,7 +78,9 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
     >>> data.domain_names  # doctest: +SKIP
     ['google', 'twitter', 'openmoji', 'openmoji-black', 'fluent-3d']
     """
-    google, twitter, openmoji, fluent = _find_packages(Path(node_modules).absolute())
+    google, twitter, openmoji, fluent = package_folders(
+        node_modules, *_PACKAGES.split()
+    )
     groups = _table(google / "emoji.json", "unified")
     annotations = _table(openmoji / "data" / "openmoji.json", "hexcode")
     color, black = (_by_concept(openmoji / s / "svg") for s in ("color", "black"))
@@ -108,16 +112,6 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
         concepts=np.tile(concepts, len(_STYLES)),
         DESCR=_DESCR.format(n_concepts=len(concepts)),
     )
-
-
-def _find_packages(root):
-    missing = [name for name in _PACKAGES.split() if not (root / name).is_dir()]
-    if missing:
-        raise FileNotFoundError(
-            f"{root} lacks the npm packages {', '.join(missing)}. Run in "
-            f"{root.parent}: npm install {_PACKAGES}"
-        )
-    return [root / name for name in _PACKAGES.split()]
 
 
 def _concept(code_points):
