@@ -15,77 +15,126 @@ import numpy as np
 from scipy.sparse import csr_array
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_consistent_length
+from sklearn.utils._array_api import _convert_to_numpy, get_namespace
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from skclip_icm.pairs import check_counterparts
-
-# Rows turned to float64 at a time: enough for BLAS to run at full speed, few enough
-# that the float64 copy of a piece stays small beside the float32 data.
-CHUNK_ROWS = 2048
+from skclip_icm.arrays import float64_chunks, to_wide, wide, zeros
+from skclip_icm.pairs import as_floats, check_counterparts
 
 
-def find_differences(pairs, X, *, paired=None, y=None, X_do=None, domains=None):
-    """Turn the pairs that an estimator asks for into rows of differences.
+def choose_source(pairs, *, paired=None, y=None, X_do=None, domains=None):
+    """Say where the pairs that an estimator asks for come from.
 
     Parameters
     ----------
     pairs : {"auto", "interventional", "domain", "class"} or tuple
         The source. "auto" is the first for which there is data. (U, V) are given
         pairs; (U, V, weight) are the same beside those that "auto" finds.
-    X : ndarray of shape (n, d)
-        Embeddings, checked.
     paired : PairedEmbeddings, default=None
-        `X` as it came, if it carries counterparts.
+        The embeddings as they came, if they carry counterparts.
     y, domains : array-like of shape (n,), default=None
         Class and domain labels.
     X_do : array-like of shape (n, d) or (n, k, d), default=None
-        Counterparts given beside `X`.
+        Counterparts given beside the embeddings.
 
     Returns
     -------
-    kind : str
-        The source: "interventional", "domain", "class", "given", or one of the first
-        three followed by "+given".
-    rows : iterator of float64 ndarrays of shape (m, d)
-        Their outer products add up to the sum over all pairs. For two sources they
-        are scaled such that this sum divided by `n_pairs` is the weighted mean of the
-        two second moments.
-    n_pairs : int
-        Number of pairs, at least 1.
+    kind : {"interventional", "domain", "class", "given"}
+        The source; "given" if there is none but the given pairs.
 
     Raises
     ------
     ValueError
-        If there are no such pairs, or shapes or values do not fit.
+        If there is no data to make pairs of.
     """
-    kind, given = pairs, None
     if isinstance(pairs, tuple):
-        kind, given = "auto", _given_pairs(pairs, X.shape[1])
         if len(pairs) == 2:
-            return "given", *given
-    if kind == "auto":
-        kind = _first_available(paired, y, X_do, domains)
-    if kind == "interventional":
-        found = _interventional_pairs(X, paired, X_do)
-    else:
-        found = _labelled_pairs(kind, X, y, domains)
-    if given is None:
-        return kind, *found
-    return f"{kind}+given", *_weighted(found, given, pairs[2])
+            return "given"
+        pairs = "auto"
+    if pairs != "auto":
+        return pairs
+    return _first_available(paired, y, X_do, domains)
 
 
-def float64_chunks(X):
-    """Yield (first row, float64 copy) of successive pieces of the rows of `X`."""
-    for start in range(0, len(X), CHUNK_ROWS):
-        yield start, np.array(X[start : start + CHUNK_ROWS], np.float64, order="C")
+def given_pairs(pairs, like):
+    """Check a tuple (U, V) or (U, V, weight).
+
+    Parameters
+    ----------
+    pairs : tuple
+        Two arrays of shape (m, d), and a number between 0 and 1.
+    like : array of shape (n, d)
+        Embeddings, in the array library to use.
+
+    Returns
+    -------
+    U, V : arrays of shape (m, d)
+        The two sides.
+    weight : float
+        1 if none is given.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or the weight is not between 0 and 1.
+    """
+    if len(pairs) not in (2, 3):
+        raise ValueError(
+            "pairs must be a tuple of two arrays (U, V), or (U, V, weight); got "
+            f"{len(pairs)} entries."
+        )
+    weight = 1.0
+    if len(pairs) == 3:
+        weight = pairs[2]
+        _check_weight(weight)
+    U, V = (as_floats(part, like) for part in pairs[:2])
+    for name, part in (("U", U), ("V", V)):
+        if part.ndim != 2 or part.shape[1] != like.shape[1] or not part.shape[0]:
+            raise ValueError(
+                f"{name} in pairs=(U, V) must have shape (m, {like.shape[1]}), as wide "
+                f"as X and with m >= 1; got {tuple(part.shape)}."
+            )
+    if U.shape[0] != V.shape[0]:
+        raise ValueError(
+            f"U and V in pairs=(U, V) differ in length: {U.shape[0]} and {V.shape[0]} "
+            "rows."
+        )
+    return U, V, weight
 
 
-def interventional_differences(X, counterparts):
-    """Yield float64 rows ``z - z_do`` of all pairs, in pieces of shape (m, d)."""
-    for start, Z in float64_chunks(X):
-        for k in range(counterparts.shape[1]):
-            yield Z - counterparts[start : start + len(Z), k]
+def counterparts_of(X, paired, X_do):
+    """Return the counterparts of the rows of `X`, shape (n, k, d), and their name.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or their shape does not fit.
+    """
+    if X_do is not None:
+        return check_counterparts(X_do, X, "X_do"), "X_do"
+    if paired is not None:
+        counterparts = check_counterparts(paired.counterparts, X, "counterparts")
+        return counterparts, "counterparts of X"
+    raise ValueError(
+        'pairs="interventional", but X carries no counterparts'
+        f"{_lost_in_pipeline()}. Let ICMTransformer follow CLIPFeaturizer "
+        "directly, fit on what CLIPFeaturizer.intervene or PairedEmbeddings "
+        "returns, or pass X_do."
+    )
+
+
+def check_labels(kind, X, y, domains):
+    """Raise ValueError unless each row of `X` has the labels that `kind` needs."""
+    needed = {"y": y} if kind == "class" else {"y": y, "domains": domains}
+    for name, labels in needed.items():
+        if labels is None:
+            raise ValueError(
+                f'pairs="{kind}" requires {name} to be passed, but the target {name} '
+                "is None: give one label for each row of X."
+            )
+        assert_all_finite(as_labels(labels), input_name=name)
+    check_consistent_length(X, *needed.values())
 
 
 def class_differences(X, y, domains=None):
@@ -111,8 +160,8 @@ def class_differences(X, y, domains=None):
 
     Parameters
     ----------
-    X : ndarray of shape (n, d)
-        Embeddings.
+    X : array of shape (n, d)
+        Embeddings, in numpy or any other array library.
     y : array-like of shape (n,)
         Class labels.
     domains : array-like of shape (n,), default=None
@@ -120,16 +169,16 @@ def class_differences(X, y, domains=None):
 
     Returns
     -------
-    rows : iterator of float64 ndarrays of shape (m, d)
+    rows : iterator of float64 arrays of shape (m, d)
         Their outer products add up to the sum over all pairs.
     n_pairs : int
         Number of unordered pairs. 0 if there is none.
     """
-    classes, y = np.unique(np.asarray(y), return_inverse=True)
+    classes, y = np.unique(as_labels(y), return_inverse=True)
     if domains is None:
         groups, group_class = y, np.arange(len(classes))
     else:
-        names, a = np.unique(np.asarray(domains), return_inverse=True)
+        names, a = np.unique(as_labels(domains), return_inverse=True)
         codes, groups = np.unique(y * len(names) + a, return_inverse=True)
         group_class = codes // len(names)
     class_sizes, group_sizes = np.bincount(y), np.bincount(groups)
@@ -138,25 +187,53 @@ def class_differences(X, y, domains=None):
     weights = class_sizes[group_class] if domains is None else partners
 
     def rows():
+        xp = wide(X)[0]
         sums = _group_sums(X, groups, len(group_sizes))
         totals = _group_sums(sums, group_class, len(classes))
-        means = (totals / class_sizes[:, None])[group_class]
+        means = totals / to_wide(class_sizes[:, None], like=X)
+        means = xp.take(means, _index(group_class, X), axis=0)
         for start, chunk in float64_chunks(X):
-            of = groups[start : start + len(chunk)]
-            yield (chunk - means[of]) * np.sqrt(weights[of])[:, None]
+            of = groups[start : start + chunk.shape[0]]
+            chunk -= xp.take(means, _index(of, X), axis=0)
+            yield chunk * to_wide(np.sqrt(weights[of])[:, None], like=X)
         if domains is not None:
-            yield sums - means * group_sizes[:, None]
+            yield sums - means * to_wide(group_sizes[:, None], like=X)
 
     return rows(), n_pairs
 
 
+def as_labels(labels):
+    """Labels as a one-dimensional numpy array, wherever they are."""
+    if hasattr(labels, "__array_namespace__") or hasattr(labels, "detach"):
+        labels = _convert_to_numpy(labels, get_namespace(labels)[0])
+    return np.asarray(labels)
+
+
+def select_rows(X, rows):
+    """Rows of `X`, by number, in its array library."""
+    return wide(X)[0].take(X, _index(np.asarray(rows), X), axis=0)
+
+
 def _group_sums(X, groups, n_groups):
-    sums = np.zeros((n_groups, X.shape[1]))
+    """Sums of the rows of each group, shape (n_groups, d)."""
+    sums = zeros((n_groups, X.shape[1]), like=X)
     for start, chunk in float64_chunks(X):
-        of = groups[start : start + len(chunk)]
-        indicator = (np.ones(len(of)), (of, np.arange(len(of))))
-        sums += csr_array(indicator, shape=(n_groups, len(of))) @ chunk
+        of = groups[start : start + chunk.shape[0]]
+        if isinstance(chunk, np.ndarray):
+            indicator = (np.ones(len(of)), (of, np.arange(len(of))))
+            sums += csr_array(indicator, shape=(n_groups, len(of))) @ chunk
+        else:
+            indicator = np.arange(n_groups)[:, None] == of
+            sums += to_wide(indicator.astype(float), like=X) @ chunk
     return sums
+
+
+def _index(indices, like):
+    """Integer `indices` in the array library of `like`, on its device."""
+    xp, _, device = wide(like)
+    if isinstance(like, np.ndarray):
+        return indices
+    return xp.asarray(indices, dtype=xp.int64, device=device)
 
 
 def _first_available(paired, y, X_do, domains):
@@ -175,7 +252,7 @@ def _first_available(paired, y, X_do, domains):
             f'No counterparts reach ICMTransformer{lost}. pairs="auto" falls back to '
             f'{kind} pairs; set pairs="{kind}" if this is what you want.',
             UserWarning,
-            stacklevel=5,
+            stacklevel=8,
         )
     return kind
 
@@ -183,67 +260,20 @@ def _first_available(paired, y, X_do, domains):
 def _has_classes(y):
     if y is None:
         return False
-    kind = type_of_target(y, input_name="y", raise_unknown=True)
+    kind = type_of_target(as_labels(y), input_name="y", raise_unknown=True)
     return kind in ("binary", "multiclass")
 
 
-def _interventional_pairs(X, paired, X_do):
-    if X_do is not None:
-        name, counterparts = "X_do", check_counterparts(X_do, X.shape, "X_do")
-    elif paired is not None:
-        name, counterparts = "counterparts of X", paired.counterparts
-    else:
+def check_finite(values, name):
+    """Raise ValueError that names the first row of `values` with NaN or infinity."""
+    xp = wide(values)[0]
+    flat = xp.reshape(values, (values.shape[0], -1))
+    bad = as_labels(~xp.all(xp.isfinite(flat), axis=1)).nonzero()[0]
+    if bad.size:
         raise ValueError(
-            'pairs="interventional", but X carries no counterparts'
-            f"{_lost_in_pipeline()}. Let ICMTransformer follow CLIPFeaturizer "
-            "directly, fit on what CLIPFeaturizer.intervene or PairedEmbeddings "
-            "returns, or pass X_do."
+            f"{name}: NaN or infinity in row {bad[0]} ({len(bad)} such rows). Drop "
+            "these rows from X, y and the counterparts first."
         )
-    _check_finite(counterparts, name)
-    n_pairs = counterparts.shape[0] * counterparts.shape[1]
-    return interventional_differences(X, counterparts), n_pairs
-
-
-def _labelled_pairs(kind, X, y, domains):
-    needed = {"y": y} if kind == "class" else {"y": y, "domains": domains}
-    for name, labels in needed.items():
-        if labels is None:
-            raise ValueError(
-                f'pairs="{kind}" requires {name} to be passed, but the target {name} '
-                "is None: give one label for each row of X."
-            )
-    check_consistent_length(X, *needed.values())
-    rows, n_pairs = class_differences(X, **needed)
-    if n_pairs == 0:
-        none = {
-            "class": "every class has a single row",
-            "domain": "no class has rows in more than one domain",
-        }
-        raise ValueError(f'pairs="{kind}" finds no pairs: {none[kind]}.')
-    return rows, n_pairs
-
-
-def _given_pairs(pairs, n_features):
-    if len(pairs) not in (2, 3):
-        raise ValueError(
-            "pairs must be a tuple of two arrays (U, V), or (U, V, weight); got "
-            f"{len(pairs)} entries."
-        )
-    if len(pairs) == 3:
-        _check_weight(pairs[2])
-    U, V = (np.asarray(part) for part in pairs[:2])
-    for name, part in (("U", U), ("V", V)):
-        if part.ndim != 2 or part.shape[1] != n_features or not len(part):
-            raise ValueError(
-                f"{name} in pairs=(U, V) must have shape (m, {n_features}), as wide as "
-                f"X and with m >= 1; got {part.shape}."
-            )
-        _check_finite(part, f"{name} in pairs=(U, V)")
-    if len(U) != len(V):
-        raise ValueError(
-            f"U and V in pairs=(U, V) differ in length: {len(U)} and {len(V)} rows."
-        )
-    return interventional_differences(U, V[:, None]), len(U)
 
 
 def _check_weight(weight):
@@ -252,30 +282,6 @@ def _check_weight(weight):
             f"weight in pairs=(U, V, weight) is {weight!r}, expected a number between "
             "0 and 1, both excluded. For these pairs alone, give pairs=(U, V)."
         )
-
-
-def _weighted(found, given, weight):
-    """Join two sources, each as (rows, n_pairs), with a weight for the second."""
-    n_pairs = found[1] + given[1]
-
-    def rows():
-        for (source, n), share in ((found, 1 - weight), (given, weight)):
-            for differences in source:
-                yield differences * np.sqrt(share * n_pairs / n)
-
-    return rows(), n_pairs
-
-
-def _check_finite(values, name):
-    flat = values.reshape(len(values), -1)
-    try:
-        assert_all_finite(flat)
-    except ValueError as error:
-        bad = np.flatnonzero(~np.isfinite(flat).all(axis=1))
-        raise ValueError(
-            f"{name}: NaN or infinity in row {bad[0]} ({len(bad)} such rows). Drop "
-            "these rows from X, y and the counterparts first."
-        ) from error
 
 
 def _lost_in_pipeline():

@@ -1,10 +1,9 @@
 """The estimator that learns which embedding directions an intervention leaves alone."""
 
+import copy
 import warnings
 from numbers import Integral, Real
 
-import numpy as np
-from scipy.linalg import eigh
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -12,11 +11,18 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.utils import check_array
+from sklearn.utils._array_api import get_namespace
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    assert_all_finite,
+    check_is_fitted,
+    validate_data,
+)
 
-from skclip_icm.differences import find_differences
-from skclip_icm.moments import GramSum, Moments
+from skclip_icm.arrays import check_same_library, is_mapped, map_rows
+from skclip_icm.directions import solve
+from skclip_icm.merging import check_mergeable
+from skclip_icm.pair_statistics import PairStatistics
 from skclip_icm.pairs import find_paired
 
 
@@ -102,9 +108,8 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     Notes
     -----
-    Fitting needs the mean, :math:`S` and :math:`S_{do}` only: time
-    :math:`O(n d^2 + d^3)` and, beside the input, memory :math:`O(d^2)`. Sums are in
-    float64; components have the dtype of `X`.
+    Fitting takes time :math:`O(n d^2 + d^3)` and, beside the input, memory
+    :math:`O(d^2)`; memory maps are read in chunks. Sums are in float64.
 
     References
     ----------
@@ -128,6 +133,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     # The pairs belong to the rows, so they are routed to fit without being asked for.
     __metadata_request__fit = {"X_do": True, "domains": True}
+    __metadata_request__partial_fit = {"X_do": True, "domains": True}
 
     _parameter_constraints: dict = {
         "n_components": [
@@ -189,20 +195,87 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ValueError
             If there are no pairs of the kind asked for, or shapes do not fit.
         """
-        paired = find_paired(X)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
-        if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:
-            raise ValueError(
-                f"n_components={self.n_components} is more than the {X.shape[1]} "
-                "features of X."
+        self._statistics = None
+        self._solve(self._summarise(X, y, X_do, domains, mergeable=False))
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y=None, *, X_do=None, domains=None):
+        """Learn from one more chunk of rows.
+
+        Any split of the rows into chunks, in any order, gives what `fit` gives on all
+        of them, up to rounding. The sums that this needs stay with the transformer:
+        two d x d matrices, or one for each class (and domain) with class and domain
+        pairs. `fit` starts anew and keeps none.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Embeddings, at least one row.
+        y : array-like of shape (n,), default=None
+            Class labels, as for `fit`.
+        X_do : array-like of shape (n, d) or (n, k, d), default=None
+            Embeddings of the intervened images, as for `fit`.
+        domains : array-like of shape (n,), default=None
+            Domain labels, as for `fit`.
+
+        Returns
+        -------
+        self : ICMTransformer
+            The transformer, fitted to all chunks so far; not yet if the labels so far
+            make no pair.
+
+        Raises
+        ------
+        ValueError
+            If the chunk does not fit the earlier ones, or as for `fit`. The
+            transformer is then as it was before.
+
+        Examples
+        --------
+        >>> from skclip_icm import ICMTransformer
+        >>> from skclip_icm.datasets import make_causal_embeddings
+        >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
+        >>> icm = ICMTransformer(lam=10).partial_fit(Z[:200]).partial_fit(Z[200:500])
+        >>> icm.merge(ICMTransformer(lam=10).partial_fit(Z[500:])).n_samples_seen_
+        1000
+        """
+        so_far = getattr(self, "_statistics", None)
+        if so_far is None and hasattr(self, "components_"):
+            warnings.warn(
+                "fit keeps no sums, so partial_fit starts anew and the rows that fit "
+                "has seen do not count. Use partial_fit for all rows.",
+                UserWarning,
+                stacklevel=3,
             )
-        self.pairs_, differences, self.n_pairs_seen_ = find_differences(
-            self.pairs, X, paired=paired, y=y, X_do=X_do, domains=domains
-        )
-        moments, pair_sum = Moments(X.shape[1]).update(X), GramSum(X.shape[1])
-        for rows in differences:
-            pair_sum.update(rows)
-        self._solve(moments, pair_sum.total / self.n_pairs_seen_, X.dtype)
+        self._solve(self._add(self._summarise(X, y, X_do, domains, after=so_far)))
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def merge(self, other):
+        """Add the rows that another transformer has seen.
+
+        Parameters
+        ----------
+        other : ICMTransformer
+            One with the same parameters that has seen other rows by `partial_fit`.
+            It is left as it is.
+
+        Returns
+        -------
+        self : ICMTransformer
+            The transformer, fitted to the rows of both.
+
+        Raises
+        ------
+        ValueError
+            If parameters, features or pairs differ, or one was fitted by `fit`.
+        """
+        check_mergeable(self, other)
+        if getattr(self, "_statistics", None) is None:
+            for name in {"n_features_in_", "feature_names_in_"} & vars(other).keys():
+                setattr(self, name, getattr(other, name))
+        self._solve(self._add(copy.deepcopy(other._statistics)))
         return self
 
     def transform(self, X):
@@ -219,15 +292,10 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ``(X - mean_) @ components_.T * scale_``, in the dtype of `X`.
         """
         check_is_fitted(self)
-        mapped, directions = self._map(X, self.scale_)
-        mapped -= self.mean_.astype(mapped.dtype, copy=False) @ directions.T
-        return mapped
+        return self._map(X, self.scale_, "transform")
 
     def project(self, X):
-        """Map embeddings to the kept directions, without centring or scale.
-
-        For cosines between modalities, which have means of their own: the same linear
-        map applies to image and to caption embeddings.
+        """Map embeddings without centring or scale, for cosines with captions.
 
         Parameters
         ----------
@@ -240,7 +308,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ``X @ components_.T``, in the dtype of `X`.
         """
         check_is_fitted(self)
-        return self._map(X, 1.0)[0]
+        return self._map(X, 1.0, "project")
 
     def inverse_transform(self, X):
         """Map transformed rows back to the space of the embeddings.
@@ -253,23 +321,30 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Returns
         -------
         X_original : ndarray of shape (n, d)
-            The embeddings with smallest distance to the mean that `transform` maps to
-            `X`; what the dropped directions held is lost.
+            The embeddings closest to the mean that `transform` maps to `X`.
         """
         check_is_fitted(self)
-        X = check_array(X, dtype=[np.float64, np.float32])
+        xp, _ = get_namespace(X)
+        X = check_array(X, dtype=[xp.float64, xp.float32])
         if X.shape[1] != self.n_components_:
             raise ValueError(
                 f"X has {X.shape[1]} features, expected n_components_="
                 f"{self.n_components_}."
             )
-        squared_norms = np.sum(np.square(self.components_, dtype=np.float64), axis=1)
-        back = self.components_ / (self.scale_ * squared_norms)[:, None]
-        return X @ back.astype(X.dtype) + self.mean_.astype(X.dtype)
+        check_same_library(X, self, "inverse_transform")
+        components, mean = (
+            xp.astype(a, X.dtype) for a in (self.components_, self.mean_)
+        )
+        squared_norms = xp.sum(components * components, axis=1)
+        return X @ (components / (self.scale_ * squared_norms)[:, None]) + mean
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "components_")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = self.pairs in ("class", "domain")
+        tags.array_api_support = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -277,97 +352,51 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _n_features_out(self):
         return self.n_components_
 
-    def _map(self, X, scale):
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        directions = (self.components_ * scale).astype(X.dtype, copy=False)
-        return X @ directions.T, directions
-
-    def _solve(self, moments, S_do, dtype):
-        S = moments.second_moment(center=self.center)
-        if self.method == "projection":
-            eigenvalues, directions = _descending_eigh(S - self.lam * S_do)
-        else:
-            eigenvalues, directions = _whitening(S_do, self.shrinkage, moments.n)
-        self.n_components_ = self._count(eigenvalues)
-        A = _fix_signs(directions[: self.n_components_])
-        square = _along(A, S)  # mean square of each output before the scale
-        scaled = self.rescale and square.sum() > 0
-        self.scale_ = float(square.sum() ** -0.5) if scaled else 1.0
-        variance = square if self.center else square - (A @ moments.mean) ** 2
-        self.invariance_ = _invariance(_along(A, S_do), variance)
-        self.eigenvalues_ = eigenvalues
-        self.components_ = A.astype(dtype)
-        mean = moments.mean if self.center else np.zeros_like(moments.mean)
-        self.mean_ = mean.astype(dtype)
-        self.n_samples_seen_ = moments.n
-
-    def _count(self, eigenvalues):
-        if self.n_components is None:
-            return len(eigenvalues)
-        if isinstance(self.n_components, Integral):
-            return int(self.n_components)
-        # Directions without any variance have eigenvalues of rounding size.
-        tiny = np.abs(eigenvalues).max() * len(eigenvalues) * np.finfo(float).eps
-        positive = eigenvalues[eigenvalues > tiny]
-        if not positive.size:
-            warnings.warn(
-                f"No direction has more variance than lam={self.lam} times what the "
-                "pairs cause; keeping the single best one. Lower lam, or make the "
-                "interventions milder.",
-                UserWarning,
-                stacklevel=5,
-            )
-            return 1
-        if self.n_components == "auto":
-            return len(positive)
-        share = np.cumsum(positive) / positive.sum()
-        return min(np.searchsorted(share, self.n_components) + 1, len(positive))
-
-
-def _descending_eigh(M):
-    # Divide and conquer is the fastest driver when all eigenvectors are wanted.
-    eigenvalues, vectors = eigh(M, driver="evd", overwrite_a=True)
-    return eigenvalues[::-1], vectors[:, ::-1].T
-
-
-def _whitening(S_do, shrinkage, n_samples):
-    """Weights, descending, and rows of the whitening matrix of `S_do`."""
-    moved, directions = _descending_eigh(S_do.copy())
-    epsilon = _oas_ratio(S_do, n_samples) if shrinkage == "auto" else shrinkage
-    damping = np.maximum(moved, 0) + epsilon * moved.mean()
-    if damping[-1] <= damping[0] * np.finfo(float).eps:
-        raise ValueError(
-            "No pair moves some of the directions, so their whitening weight is "
-            f"infinite with shrinkage={shrinkage!r}: give shrinkage > 0 and pairs that "
-            "differ."
+    def _map(self, X, scale, method):
+        xp, _ = get_namespace(X)
+        X = validate_data(
+            self,
+            X,
+            dtype=[xp.float64, xp.float32],
+            reset=False,
+            ensure_all_finite=not is_mapped(X),  # else below, in the small output
         )
-    weights = damping[::-1] ** -0.5
-    return weights, weights[:, None] * directions[::-1]
+        check_same_library(X, self, method)
+        directions = xp.astype(self.components_ * scale, X.dtype, copy=False)
+        mean = self.mean_ if method == "transform" else xp.zeros_like(self.mean_)
+        mapped = map_rows(X, directions, xp.astype(mean, X.dtype) @ directions.T)
+        if is_mapped(X):
+            assert_all_finite(mapped, input_name="X", estimator_name="ICMTransformer")
+        return mapped
 
+    def _summarise(self, X, y, X_do, domains, **kwargs):
+        """Validate a chunk and sum it up; NaN is found while summing."""
+        xp, _ = get_namespace(X)
+        paired = find_paired(X)
+        X = validate_data(
+            self,
+            X,
+            dtype=[xp.float64, xp.float32],
+            reset=not hasattr(self, "components_") or not kwargs.get("mergeable", True),
+            ensure_all_finite=False,
+            ensure_min_samples=1 if kwargs.get("mergeable", True) else 2,
+        )
+        if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:
+            raise ValueError(
+                f"n_components={self.n_components} is more than the {X.shape[1]} "
+                "features of X."
+            )
+        return PairStatistics(
+            self.pairs, X, paired=paired, y=y, X_do=X_do, domains=domains, **kwargs
+        )
 
-def _oas_ratio(S, n_samples):
-    """Weight of the identity relative to `S` in its shrunk estimate ([2]_, eq. 23)."""
-    d = len(S)
-    trace_squared, square_trace = np.trace(S) ** 2, np.sum(S**2)
-    numerator = (1 - 2 / d) * square_trace + trace_squared
-    denominator = (n_samples + 1 - 2 / d) * (square_trace - trace_squared / d)
-    rho = numerator / denominator if denominator > numerator else 1.0
-    return rho / max(1 - rho, np.finfo(float).eps)
+    def _add(self, piece):
+        so_far = getattr(self, "_statistics", None)
+        self._statistics = piece if so_far is None else so_far.merge(piece)
+        return self._statistics
 
-
-def _fix_signs(directions):
-    """Make the entry of largest magnitude of each row positive."""
-    largest = np.abs(directions).argmax(axis=1)
-    signs = np.sign(directions[np.arange(len(directions)), largest])
-    return directions * signs[:, None]
-
-
-def _along(directions, M):
-    """``v.T @ M @ v`` for each row v of `directions`."""
-    return np.einsum("rd,rd->r", directions @ M, directions)
-
-
-def _invariance(moved, variance):
-    # A direction in which nothing varies cannot be moved either: it is invariant.
-    spread = np.maximum(2 * variance, np.finfo(float).tiny)
-    return 1 - np.maximum(moved, 0) / spread
+    def _solve(self, statistics):
+        if statistics.n_pairs:  # none if all labels so far are alone
+            params = self.get_params(deep=False)
+            del params["pairs"]
+            vars(self).update(solve(statistics, **params))

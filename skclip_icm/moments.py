@@ -18,10 +18,9 @@ No step depends on the order of the rows, so any split gives the same triple up 
 rounding (Chan, Golub and LeVeque, 1983, give the same update for the variance).
 """
 
-import numpy as np
-from scipy.linalg.blas import dsyrk
+import math
 
-from skclip_icm.differences import float64_chunks
+from skclip_icm.arrays import add_gram, float64_chunks, symmetric, wide, zeros
 
 
 class Moments:
@@ -29,16 +28,17 @@ class Moments:
 
     Parameters
     ----------
-    n_features : int
-        Width of the rows.
+    like : array of shape (n, n_features)
+        Rows of the width to expect, in the array library and on the device to use.
+        Their values do not count.
 
     Attributes
     ----------
     n : int
         Number of rows seen.
-    mean : ndarray of shape (n_features,), float64
+    mean : array of shape (n_features,), float64
         Their mean (zeros before the first row).
-    scatter : ndarray of shape (n_features, n_features), float64
+    scatter : array of shape (n_features, n_features), float64
         Sum of the outer products of the centred rows; symmetric.
 
     Examples
@@ -46,45 +46,53 @@ class Moments:
     >>> import numpy as np
     >>> from skclip_icm.moments import Moments
     >>> X = np.random.default_rng(0).normal(size=(10, 3))
-    >>> parts = Moments(3).update(X[:4]).merge(Moments(3).update(X[4:]))
+    >>> parts = Moments(X).update(X[:4]).merge(Moments(X).update(X[4:]))
     >>> np.allclose(parts.second_moment(center=True), np.cov(X.T, bias=True))
     True
     """
 
-    def __init__(self, n_features):
+    def __init__(self, like):
+        d = like.shape[1]
         self.n = 0
-        self.mean = np.zeros(n_features)
-        self._upper = np.zeros((n_features, n_features), order="F")
+        self.mean = zeros(d, like)
+        self._total = zeros((d, d), like)
 
     @property
     def scatter(self):
         """Sum of the outer products of the centred rows."""
-        return _symmetric(self._upper)
+        return symmetric(self._total)
 
     def update(self, X):
         """Add the rows of `X`, shape (n, n_features); return self."""
         for _, chunk in float64_chunks(X):
-            self._add(chunk)
+            self.add(chunk)
+        return self
+
+    def add(self, chunk):
+        """Add float64 rows, which are overwritten; return self."""
+        mean = wide(chunk)[0].mean(chunk, axis=0)
+        chunk -= mean
+        self._total = add_gram(self._total, chunk)
+        self._shift(chunk.shape[0], mean)
         return self
 
     def merge(self, other):
         """Add the rows that `other` has seen; return self."""
-        self._upper += other._upper
+        self._total = self._total + other._total
         self._shift(other.n, other.mean)
         return self
+
+    def is_finite(self):
+        """Say whether no NaN, infinity or overflow has come into the sums."""
+        mean = float(wide(self.mean)[0].sum(self.mean))
+        return math.isfinite(mean) and math.isfinite(_trace(self._total))
 
     def second_moment(self, *, center):
         """Covariance (divided by n) if `center`, else the mean outer product."""
         moment = self.scatter / self.n
         if not center:
-            moment += np.outer(self.mean, self.mean)
+            moment += _outer(self.mean, self.mean)
         return moment
-
-    def _add(self, chunk):
-        mean = chunk.mean(axis=0)
-        chunk -= mean
-        self._upper = _add_gram(self._upper, chunk)
-        self._shift(len(chunk), mean)
 
     def _shift(self, n, mean):
         """Account for `n` rows whose own scatter is already in the sum."""
@@ -92,7 +100,7 @@ class Moments:
             return
         total = self.n + n
         delta = mean - self.mean
-        self._upper += np.outer(delta, delta * (self.n * n / total))
+        self._total += _outer(delta, delta * (self.n * n / total))
         self.mean = self.mean + delta * (n / total)
         self.n = total
 
@@ -105,47 +113,45 @@ class GramSum:
 
     Parameters
     ----------
-    n_features : int
-        Width of the rows.
+    like : array of shape (n, n_features)
+        As for `Moments`.
 
     Examples
     --------
     >>> import numpy as np
     >>> from skclip_icm.moments import GramSum
-    >>> GramSum(2).update(np.array([[1.0, 2.0]])).total
+    >>> rows = np.array([[1.0, 2.0]])
+    >>> GramSum(rows).update(rows).total
     array([[1., 2.],
            [2., 4.]])
     """
 
-    def __init__(self, n_features):
-        self._upper = np.zeros((n_features, n_features), order="F")
+    def __init__(self, like):
+        self._total = zeros((like.shape[1], like.shape[1]), like)
 
     @property
     def total(self):
-        """The sum, ndarray of shape (n_features, n_features)."""
-        return _symmetric(self._upper)
+        """The sum, array of shape (n_features, n_features)."""
+        return symmetric(self._total)
+
+    def is_finite(self):
+        """Say whether no NaN, infinity or overflow has come into the sum."""
+        return math.isfinite(_trace(self._total))
 
     def update(self, rows):
         """Add float64 `rows`, shape (n, n_features); return self."""
-        self._upper = _add_gram(self._upper, rows)
+        self._total = add_gram(self._total, rows)
         return self
 
     def merge(self, other):
         """Add the sum of `other`; return self."""
-        self._upper += other._upper
+        self._total = self._total + other._total
         return self
 
 
-def _add_gram(upper, rows):
-    """Return ``upper + rows.T @ rows``, of which only the upper half is valid.
-
-    The symmetric rank-k update does half the work of a general product, and adds in
-    place when `upper` is in Fortran order.
-    """
-    # A C-ordered block is, transposed, in the Fortran order that BLAS wants: no copy.
-    return dsyrk(1.0, rows.T, beta=1.0, c=upper, overwrite_c=True)
+def _outer(a, b):
+    return a[:, None] * b[None, :]
 
 
-def _symmetric(upper):
-    half = np.triu(upper)
-    return half + np.triu(half, 1).T
+def _trace(total):
+    return float(wide(total)[0].linalg.trace(total))

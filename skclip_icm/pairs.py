@@ -2,8 +2,10 @@
 
 import hashlib
 import threading
+import weakref
 
 import numpy as np
+from sklearn.utils._array_api import get_namespace_and_device
 
 
 class PairedEmbeddings(np.ndarray):
@@ -158,7 +160,7 @@ class _KnownCounterparts:
     """Counterparts that were given as an array."""
 
     def __init__(self, Z, counterparts, token=None):
-        values = check_counterparts(counterparts, Z.shape, "counterparts")
+        values = check_counterparts(counterparts, Z, "counterparts")
         self._values = values
         self.token = token or hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
 
@@ -166,8 +168,12 @@ class _KnownCounterparts:
         return self._values if rows is None else self._values[rows]
 
 
+# Frames have no room for counterparts in polars: those that are alive, by identity.
+_POLARS_FRAMES = {}
+
+
 class _FrameCounterparts:
-    """What a DataFrame of embeddings carries in ``attrs``.
+    """What a pandas frame of embeddings carries in ``attrs``.
 
     pandas hands ``attrs`` on by deep copy through operations that select rows but also
     through ones that change values, so the frame's rows are found again by their
@@ -198,44 +204,54 @@ class _FrameCounterparts:
 
 
 def attach_to_frame(frame, paired):
-    """Let a pandas frame of embeddings carry the counterparts of `paired`."""
-    frame.attrs["counterparts"] = _FrameCounterparts(paired, frame.index)
+    """Let a frame of embeddings carry the counterparts of `paired`.
+
+    A pandas frame keeps them through the selection of rows, pickling and worker
+    processes. A polars frame keeps them as long as it is the same object, as from one
+    step of a pipeline to the next.
+    """
+    if hasattr(frame, "attrs"):
+        frame.attrs["counterparts"] = _FrameCounterparts(paired, frame.index)
+    else:
+        _POLARS_FRAMES[id(frame)] = paired
+        weakref.finalize(frame, _POLARS_FRAMES.pop, id(frame), None)
     return frame
 
 
 def find_paired(X):
     """Return `X` as `PairedEmbeddings` if it carries counterparts, else None."""
+    if isinstance(X, PairedEmbeddings):
+        return None if X._source is None else X
     carried = getattr(X, "attrs", {}).get("counterparts")
     if isinstance(carried, _FrameCounterparts):
         return carried.of(X)
-    is_paired = isinstance(X, PairedEmbeddings) and X._source is not None
-    return X if is_paired else None
+    paired = _POLARS_FRAMES.get(id(X))
+    if paired is None or not np.array_equal(X.to_numpy(), paired, equal_nan=True):
+        return None
+    return paired
 
 
-def check_counterparts(counterparts, shape, name):
+def check_counterparts(counterparts, embeddings, name):
     """Return `counterparts` as a float array (n, k, d) that fits (n, d) embeddings.
 
     Raises
     ------
     ValueError
-        If the number of rows, the width or the number of dimensions differ, or a value
-        is not finite.
+        If the number of rows, the width or the number of dimensions differ.
     """
-    values = np.asarray(counterparts)
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(np.float32)
+    values = as_floats(counterparts, embeddings)
     if values.ndim == 2:
         values = values[:, None, :]
-    n, d = shape
+    n, d = embeddings.shape
     if values.ndim != 3 or values.shape[1] == 0:
         raise ValueError(
             f"{name} must have shape ({n}, {d}) or ({n}, k, {d}) with k >= 1, "
-            f"got {np.shape(counterparts)}."
+            f"got {tuple(np.shape(counterparts))}."
         )
-    if len(values) != n:
+    if values.shape[0] != n:
         raise ValueError(
-            f"{name} has {len(values)} rows, expected {n}: one row for each row of X, "
-            "in the same order."
+            f"{name} has {values.shape[0]} rows, expected {n}: one row for each row of "
+            "X, in the same order."
         )
     if values.shape[2] != d:
         raise ValueError(
@@ -243,6 +259,21 @@ def check_counterparts(counterparts, shape, name):
             "with the same model."
         )
     return values
+
+
+def as_floats(values, like):
+    """`values` in the array library and on the device of `like`, as floats.
+
+    float32 and float64 are kept, anything else becomes float32.
+    """
+    if isinstance(like, np.ndarray):
+        values = np.asarray(values)
+        floats = values.dtype in (np.float32, np.float64)
+        return values if floats else values.astype(np.float32)
+    xp, _, device = get_namespace_and_device(like)
+    values = xp.asarray(values, device=device)
+    floats = values.dtype in (xp.float32, xp.float64)
+    return values if floats else xp.astype(values, xp.float32)
 
 
 def _selects_rows(key, selected):
