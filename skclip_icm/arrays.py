@@ -9,7 +9,7 @@ import mmap
 
 import numpy as np
 from scipy.linalg import eigh
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dsyr, dsyrk
 from sklearn.utils._array_api import (
     _is_numpy_namespace,
     _max_precision_float_dtype,
@@ -18,7 +18,7 @@ from sklearn.utils._array_api import (
 
 # Rows turned to float64 at a time: enough for BLAS to run at full speed, few enough
 # that the float64 copy of a piece stays small beside the float32 data.
-CHUNK_ROWS = 2048
+CHUNK_ROWS = 4096
 
 
 def float64_chunks(X):
@@ -97,6 +97,13 @@ def add_gram(total, rows):
         return total + rows.T @ rows
     # A C-ordered block is, transposed, in the Fortran order that BLAS wants: no copy.
     return dsyrk(1.0, rows.T, beta=1.0, c=total, overwrite_c=True)
+
+
+def add_outer(total, v, weight):
+    """Return ``total + weight * outer(v, v)``, in the form of `add_gram`."""
+    if not isinstance(total, np.ndarray):
+        return total + weight * v[:, None] * v[None, :]
+    return dsyr(weight, v, a=total, overwrite_a=True)
 
 
 def check_same_library(X, transformer, method):

@@ -33,6 +33,7 @@ def solve(statistics, *, n_components, lam, method, center, rescale, shrinkage):
         eigenvalues, directions = whitening(S_do, shrinkage, moments.n)
     kept = _count(as_labels(eigenvalues), n_components, lam)
     A = _fix_signs(directions[:kept, :])
+    moved = _along(A, S_do)
     square = _along(A, S)  # mean square of each output before the scale
     total = float(xp.sum(square))
     variance = square if center else square - (A @ moments.mean) ** 2
@@ -42,7 +43,7 @@ def solve(statistics, *, n_components, lam, method, center, rescale, shrinkage):
         "mean_": xp.astype(mean, statistics.dtype),
         "scale_": total**-0.5 if rescale and total > 0 else 1.0,
         "eigenvalues_": eigenvalues,
-        "invariance_": _invariance(_along(A, S_do), variance),
+        "invariance_": _invariance(moved, variance),
         "n_components_": kept,
         "n_samples_seen_": moments.n,
         "n_pairs_seen_": statistics.n_pairs,

@@ -370,7 +370,6 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return mapped
 
     def _summarise(self, X, y, X_do, domains, **kwargs):
-        """Validate a chunk and sum it up; NaN is found while summing."""
         xp, _ = get_namespace(X)
         paired = find_paired(X)
         X = validate_data(

@@ -20,7 +20,14 @@ rounding (Chan, Golub and LeVeque, 1983, give the same update for the variance).
 
 import math
 
-from skclip_icm.arrays import add_gram, float64_chunks, symmetric, wide, zeros
+from skclip_icm.arrays import (
+    add_gram,
+    add_outer,
+    float64_chunks,
+    symmetric,
+    wide,
+    zeros,
+)
 
 
 class Moments:
@@ -91,7 +98,7 @@ class Moments:
         """Covariance (divided by n) if `center`, else the mean outer product."""
         moment = self.scatter / self.n
         if not center:
-            moment += _outer(self.mean, self.mean)
+            moment += self.mean[:, None] * self.mean[None, :]
         return moment
 
     def _shift(self, n, mean):
@@ -100,7 +107,7 @@ class Moments:
             return
         total = self.n + n
         delta = mean - self.mean
-        self._total += _outer(delta, delta * (self.n * n / total))
+        self._total = add_outer(self._total, delta, self.n * n / total)
         self.mean = self.mean + delta * (n / total)
         self.n = total
 
@@ -147,10 +154,6 @@ class GramSum:
         """Add the sum of `other`; return self."""
         self._total = self._total + other._total
         return self
-
-
-def _outer(a, b):
-    return a[:, None] * b[None, :]
 
 
 def _trace(total):
