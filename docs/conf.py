@@ -40,6 +40,8 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "abort_on_example_error": True,
     "download_all_examples": False,
+    # What drawing returns says nothing to a reader.
+    "ignore_repr_types": r"matplotlib\.|skclip_icm\.plotting",
     "show_memory": False,
 }
 
@@ -49,9 +51,11 @@ html_show_sourcelink = False
 html_math_renderer = "mathml"
 # Pages without pages below them have nothing to show at the left.
 html_sidebars = {
-    page: [] for page in ("get_started", "theory", "benchmarks", "contributing")
+    page: []
+    for page in ("index", "get_started", "benchmarks", "citing", "contributing")
 }
 html_theme_options = {
+    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],

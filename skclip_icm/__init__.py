@@ -8,12 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from skclip_icm import datasets, interventions
+    from skclip_icm import datasets, distributed, interventions, plotting
     from skclip_icm.cache import EmbeddingCache
+    from skclip_icm.embedding_files import EmbeddingFiles
     from skclip_icm.featurizer import CLIPFeaturizer
     from skclip_icm.icm import ICMTransformer
     from skclip_icm.model_selection import interventional_scorer, invariant_search
+    from skclip_icm.out_of_core import fit_files, transform_files
     from skclip_icm.pairs import PairedEmbeddings
+    from skclip_icm.reporting import report
     from skclip_icm.zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0.dev0"
@@ -21,23 +24,33 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "CLIPFeaturizer",
     "EmbeddingCache",
+    "EmbeddingFiles",
     "ICMTransformer",
     "PairedEmbeddings",
     "ZeroShotClassifier",
     "datasets",
+    "distributed",
+    "fit_files",
     "interventional_scorer",
     "interventions",
     "invariant_search",
+    "plotting",
+    "report",
+    "transform_files",
 ]
 
 _HOME = {
     "CLIPFeaturizer": "featurizer",
     "EmbeddingCache": "cache",
+    "EmbeddingFiles": "embedding_files",
     "ICMTransformer": "icm",
     "PairedEmbeddings": "pairs",
     "ZeroShotClassifier": "zero_shot",
+    "fit_files": "out_of_core",
     "interventional_scorer": "model_selection",
     "invariant_search": "model_selection",
+    "report": "reporting",
+    "transform_files": "out_of_core",
 }
 
 

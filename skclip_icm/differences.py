@@ -98,7 +98,7 @@ def given_pairs(pairs, like):
     if U.shape[0] != V.shape[0]:
         raise ValueError(
             f"U and V in pairs=(U, V) differ in length: {U.shape[0]} and {V.shape[0]} "
-            "rows."
+            "rows. Give one row of V for each row of U."
         )
     return U, V, weight
 
@@ -289,14 +289,27 @@ def _lost_in_pipeline():
 
     An array does not know where it was made. But a transformer that is fitted inside a
     pipeline finds that pipeline on the call stack, and its steps say who stood between.
+    A frame says by its columns that they are the featurizer's.
     """
-    frame = sys._getframe()
+    frame, lost = sys._getframe(), ""
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, Pipeline):
-            return _steps_between(caller)
+            return _steps_between(caller) or lost
+        names = getattr(caller, "feature_names_in_", ())
+        if hasattr(caller, "lam") and any("clipfeaturizer" in name for name in names):
+            lost = (
+                ": the columns of X are CLIPFeaturizer's, but a polars frame loses "
+                "counterparts when rows are selected, a pandas frame when values change"
+            )
         frame = frame.f_back
-    return ""
+    return lost
+
+
+def _has_featurizer(step):
+    """Say whether a ColumnTransformer or the like holds a featurizer."""
+    inner = step.get_params().values() if hasattr(step, "get_params") else ()
+    return any(hasattr(estimator, "intervene") for estimator in inner)
 
 
 def _steps_between(pipeline):
@@ -304,9 +317,10 @@ def _steps_between(pipeline):
     for name, step in pipeline.steps:
         if hasattr(step, "lam") and hasattr(step, "pairs"):
             break
-        if after_featurizer and step not in (None, "passthrough"):
+        within = not hasattr(step, "intervene") and _has_featurizer(step)
+        if within or (after_featurizer and step not in (None, "passthrough")):
             between.append(f"'{name}' ({type(step).__name__})")
-        after_featurizer = after_featurizer or hasattr(step, "intervene")
+        after_featurizer = after_featurizer or within or hasattr(step, "intervene")
     if not between:
         return ""
     which = "step" if len(between) == 1 else "steps"

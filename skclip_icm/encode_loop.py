@@ -1,37 +1,37 @@
 """The encode loop: images in, embeddings out, each image and intervention once.
 
-Decoding and interventions run in threads ahead of the model. A bounded number of
-decoded images is in memory at a time, and what is finished is cached at once.
+What the cache holds is not decoded, equal images are encoded once, and what is finished
+is cached at once. Beside the embeddings, a digest for each image is in memory.
 """
 
 import hashlib
 import logging
-import os
 import uuid
 import weakref
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 
 from skclip_icm.cache import file_stamp, get_digests, put_digests
-from skclip_icm.image_input import ImageError, read_content, row_error
-from skclip_icm.images import decode, digest
+from skclip_icm.image_input import ImageError, read_content
 from skclip_icm.interventions import (
     intervene,
     intervention_key,
     resolve_interventions,
 )
+from skclip_icm.parallel_encode import (
+    Job,
+    content_id,
+    count_threads,
+    encode_jobs,
+    is_path,
+)
 
 logger = logging.getLogger("skclip_icm")
 
-# Decoded images that may wait for the model, in batches: enough that neither idles.
-_BATCHES_AHEAD = 4
-# Rows whose content is hashed at a time, to bound the number of futures.
-_ROWS_HASHED = 4096
+# Rows hashed, or asked of the cache, at a time: bounds what is held beside the result.
+_ROWS_AT_A_TIME = 1024
 # Callables whose code does not say all that they do have a key for their lifetime.
 _KEYS_FOR_LIFE = weakref.WeakKeyDictionary()
 
@@ -84,7 +84,18 @@ def views_of(interventions, n_draws, random_state):
     ]
 
 
-def embed(items, encoder, views, store, *, batch_size, n_jobs, on_error, progress):
+def embed(
+    items,
+    encoder,
+    views,
+    store,
+    *,
+    batch_size,
+    n_jobs,
+    on_error,
+    progress,
+    jpeg_decoding="exact",
+):
     """Embed every view of every image.
 
     Parameters
@@ -100,11 +111,14 @@ def embed(items, encoder, views, store, *, batch_size, n_jobs, on_error, progres
     batch_size : int
         Images per forward pass.
     n_jobs : int or None
-        Number of threads that decode; None means one per processor.
+        Number of threads or processes; None is what joblib's configuration says, or
+        else one thread for each processor.
     on_error : {"raise", "nan"}
         What to do about an image that cannot be read.
     progress : callable
         ``progress(n_images)`` returns a context manager with an ``update(m)`` method.
+    jpeg_decoding : {"exact", "reduced"}, default="exact"
+        Whether large JPEG files may be decoded at reduced size.
 
     Returns
     -------
@@ -119,177 +133,141 @@ def embed(items, encoder, views, store, *, batch_size, n_jobs, on_error, progres
         If an image cannot be read and `on_error` is "raise". Finished rows are in the
         cache by then.
     """
-    n_threads = (
-        joblib.cpu_count() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
-    )
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm")
-    try:
-        table = _Table(_digests(items, store, pool, on_error), encoder, views, store)
-        jobs = table.missing()
-        with progress(sum(len(job.views) for job in jobs)) as bar:
-            ready = _render_ahead(
-                jobs, items, encoder, views, pool, batch_size, on_error
-            )
-            for cells, pixels in _batches(ready, batch_size):
-                table.fill(cells, _encode(encoder, pixels))
-                bar.update(len(cells))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    may_reduce = jpeg_decoding == "reduced"
+    target = encoder.image_size if may_reduce else None
+
+    def report(error):
+        if on_error == "raise":
+            raise error
+        logger.warning("%s The embedding is NaN.", error)
+
+    contents = _contents(items, store, target, count_threads(n_jobs), report)
+    table = _Table(contents, encoder, views, store)
+    n_missing = table.n_missing
+    with progress(n_missing) as bar:
+        for cells, embeddings in encode_jobs(
+            ((items[job.row], job) for job in table.missing()),
+            n_missing,
+            encoder,
+            views,
+            (batch_size, may_reduce),
+            n_jobs=n_jobs,
+            report=report,
+        ):
+            table.fill(cells, embeddings)
+            bar.update(len(cells))
     return table.rows()
 
 
-class _Job(NamedTuple):
-    """The views that one image still lacks."""
-
-    entry: int
-    row: int
-    content: bytes
-    views: list
-
-
 class _Table:
-    """Embeddings by distinct content, filled from the cache and from the model."""
+    """Embeddings row by row, filled from the cache and from the model.
 
-    def __init__(self, digests, encoder, views, store):
-        self._store = store
-        known = {}
-        self._entry_of_row = [
-            -1 if content is None else known.setdefault(content, len(known))
-            for content in digests
-        ]
-        self._contents = list(known)
-        self._keys = [
-            [_key(content, encoder.fingerprint, view) for view in views]
-            for content in known
-        ]
-        shape = len(known), len(views), encoder.n_features
+    Of rows with equal content, the first is filled, and the others at the end.
+    """
+
+    def __init__(self, contents, encoder, views, store):
+        self._contents, self._views, self._store = contents, views, store
+        self._fingerprint = encoder.fingerprint
+        first = {}
+        self._source = np.array(
+            [
+                -1 if content is None else first.setdefault(content, row)
+                for row, content in enumerate(contents)
+            ]
+        )
+        self._distinct = np.flatnonzero(self._source == np.arange(len(contents)))
+        shape = len(contents), len(views), encoder.n_features
         self._values = np.full(shape, np.nan, dtype=np.float32)
         self._present = np.zeros(shape[:2], dtype=bool)
         self._load()
 
+    @property
+    def n_missing(self):
+        """Number of views, of distinct images, that the cache did not hold."""
+        return int(np.count_nonzero(~self._present[self._distinct]))
+
     def missing(self):
-        """Jobs for the cells that the cache did not hold, in row order."""
-        first_row = {}
-        for row, entry in enumerate(self._entry_of_row):
-            first_row.setdefault(entry, row)
-        return [
-            _Job(entry, first_row[entry], content, np.flatnonzero(lacking).tolist())
-            for entry, (content, lacking) in enumerate(
-                zip(self._contents, ~self._present, strict=True)
-            )
-            if lacking.any()
-        ]
+        """Iterate over the jobs that fill them, in row order."""
+        for row in self._distinct:
+            views = np.flatnonzero(~self._present[row])
+            if len(views):
+                yield Job(int(row), self._contents[row], views.tolist())
 
     def fill(self, cells, embeddings):
         """Put freshly computed `embeddings` into `cells` and into the cache."""
-        entries, views = np.array(cells).T
-        self._values[entries, views] = embeddings
-        self._present[entries, views] = True
-        self._store.put_many([self._keys[e][v] for e, v in cells], embeddings)
+        rows, views = np.array(cells).T
+        self._values[rows, views] = embeddings
+        self._present[rows, views] = True
+        self._store.put_many([self._key(*cell) for cell in cells], embeddings)
 
     def rows(self):
-        """Return the embeddings row by row, and the rows that failed."""
-        entry_of_row = np.array(self._entry_of_row)
-        failed = np.flatnonzero(
-            (entry_of_row < 0) | ~self._present[entry_of_row].all(axis=1)
-            if len(self._keys)
-            else np.ones(len(entry_of_row), dtype=bool)
-        )
-        if np.array_equal(entry_of_row, np.arange(len(self._keys))):
-            return self._values, failed.tolist()
-        rows = np.full((len(entry_of_row), *self._values.shape[1:]), np.nan, np.float32)
-        read = entry_of_row >= 0
-        rows[read] = self._values[entry_of_row[read]]
-        return rows, failed.tolist()
+        """Return the embeddings, and the rows that failed."""
+        read = self._source >= 0
+        repeated = read.copy()
+        repeated[self._distinct] = False
+        for rows in _in_parts(np.flatnonzero(repeated)):
+            self._values[rows] = self._values[self._source[rows]]
+        complete = self._present.all(axis=1)
+        return self._values, np.flatnonzero(~(read & complete[self._source])).tolist()
 
     def _load(self):
-        keys = [key for row in self._keys for key in row]
-        found = self._store.get_many(keys)
-        flat = self._values.reshape(-1, self._values.shape[2])
-        present = self._present.reshape(-1)
-        for i, embedding in enumerate(found):
-            if embedding is not None:
-                flat[i], present[i] = embedding, True
+        for rows in _in_parts(self._distinct):
+            views = range(len(self._views))
+            cells = [(row, view) for row in rows.tolist() for view in views]
+            found = self._store.get_many([self._key(*cell) for cell in cells])
+            for cell, embedding in zip(cells, found, strict=True):
+                if embedding is not None:
+                    self._values[cell], self._present[cell] = embedding, True
+
+    def _key(self, row, view):
+        about = f"{self._fingerprint}\0{self._views[view].key}\0".encode()
+        return hashlib.sha256(about + self._contents[row]).digest()
 
 
-def _digests(items, store, pool, on_error):
-    """SHA-256 of each item's content; None where it cannot be read."""
-    stamps = [file_stamp(item) if _is_path(item) else None for item in items]
-    digests = get_digests(store, stamps)
-    unknown = [row for row, content in enumerate(digests) if content is None]
-
-    def hash_row(row):
-        return digest(read_content(items[row], row), row)
-
-    for start in range(0, len(unknown), _ROWS_HASHED):
-        rows = unknown[start : start + _ROWS_HASHED]
-        futures = [pool.submit(hash_row, row) for row in rows]
-        for row, future in zip(rows, futures, strict=True):
-            digests[row] = _result(future, on_error)
-        read = [row for row in rows if digests[row] is not None]
-        put_digests(
-            store, [stamps[row] for row in read], [digests[row] for row in read]
-        )
-    return digests
-
-
-def _render_ahead(jobs, items, encoder, views, pool, batch_size, on_error):
-    """Yield ((entry, view), pixels), rendering a few batches ahead in threads."""
-
-    def render(job):
-        item = items[job.row]
-        name = os.fsdecode(item) if _is_path(item) else ""
-        content = read_content(item, job.row)
-        if name and digest(content) != job.content:
-            # Its embedding would be kept under the digest of other content.
-            raise row_error(job.row, repr(name), "the file changed", "Encode it again.")
-        image = encoder.resize(decode(content, job.row, name))
-        return [
-            ((job.entry, v), np.asarray(views[v].render(image, encoder)))
-            for v in job.views
-        ]
-
-    jobs = iter(jobs)
-    waiting = deque(pool.submit(render, job) for job in islice(jobs, batch_size))
-    for _ in range(_BATCHES_AHEAD - 1):
-        waiting.extend(pool.submit(render, job) for job in islice(jobs, batch_size))
-    while waiting:
-        rendered = _result(waiting.popleft(), on_error)
-        waiting.extend(pool.submit(render, job) for job in islice(jobs, 1))
-        yield from rendered or ()
+def _contents(items, store, target, n_threads, report):
+    """Content of each item, as a digest; None where it cannot be read."""
+    contents = []
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm") as pool:
+        for rows in _in_parts(range(len(items))):
+            stamps = [_stamp(items[row], target) for row in rows]
+            known = get_digests(store, stamps)
+            futures = [
+                pool.submit(_identify, items[row], row, target)
+                for row, content in zip(rows, known, strict=True)
+                if content is None
+            ]
+            read = (_result(future, report) for future in futures)
+            found = [next(read) if c is None else c for c in known]
+            fresh = [
+                i for i, c in enumerate(known) if c is None and found[i] is not None
+            ]
+            put_digests(store, [stamps[i] for i in fresh], [found[i] for i in fresh])
+            contents += found
+    return contents
 
 
-def _batches(ready, batch_size):
-    while batch := list(islice(ready, batch_size)):
-        cells, pixels = zip(*batch, strict=True)
-        yield cells, pixels
+def _in_parts(rows):
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        yield rows[start : start + _ROWS_AT_A_TIME]
 
 
-def _encode(encoder, pixels):
-    """Embed a batch; in halves if it is too much for the device's memory."""
-    import torch
-
-    # Stacked (b, H, W, 3) pixels are, seen as (b, 3, H, W), in channels-last order.
-    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    try:
-        return encoder.encode_images(batch)
-    except (torch.OutOfMemoryError, MemoryError):
-        if len(pixels) == 1:
-            raise
-        half = len(pixels) // 2
-    return np.concatenate(
-        [_encode(encoder, pixels[:half]), _encode(encoder, pixels[half:])]
-    )
+def _stamp(item, target):
+    stamp = file_stamp(item) if is_path(item) else None
+    if stamp is None or target is None:
+        return stamp
+    # What `content_id` gives depends on the target.
+    return hashlib.sha256(f"reduced for {target}\0".encode() + stamp).digest()
 
 
-def _result(future, on_error):
+def _identify(item, row, target):
+    return content_id(read_content(item, row), row, target)
+
+
+def _result(future, report):
     try:
         return future.result()
     except ImageError as error:
-        if on_error == "raise":
-            raise
-        logger.warning("%s The embedding is NaN.", error)
-        return None
+        report(error)
 
 
 def _lasting_key(intervention):
@@ -301,11 +279,3 @@ def _lasting_key(intervention):
         except TypeError:  # neither hashable nor weakly referable
             key = uuid.uuid4().hex
     return key
-
-
-def _is_path(item):
-    return isinstance(item, str | os.PathLike)
-
-
-def _key(content, fingerprint, view):
-    return hashlib.sha256(f"{fingerprint}\0{view.key}\0".encode() + content).digest()

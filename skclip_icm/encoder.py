@@ -25,7 +25,7 @@ _encoders = {}
 _lock = threading.RLock()
 
 
-def load_encoder(model_name, pretrained, *, device="auto", dtype="auto"):
+def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile=False):
     """Load a model, or return it if this process has it already.
 
     Parameters
@@ -40,11 +40,13 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto"):
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         What the model computes in. "auto" is bfloat16 where the device computes it
         natively and the image tower is a transformer, else float32.
+    compile : bool, default=False
+        Whether `torch.compile` rewrites the image tower.
 
     Returns
     -------
     encoder : Encoder
-        One object per process for the same weights, device and dtype.
+        One object per process for the same weights, device, dtype and `compile`.
 
     Raises
     ------
@@ -53,6 +55,8 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto"):
         weights do not fit the model.
     WeightsNotFoundError
         If the weights cannot be had. They are never replaced by random ones.
+    RuntimeError
+        If `compile` is set and torch cannot compile here.
 
     Examples
     --------
@@ -64,17 +68,17 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto"):
     source = find_source(model_name, pretrained)
     device = _find_device(device)
     _check_dtype(dtype, device)
-    wanted = source, device, dtype
+    wanted = source, device, dtype, bool(compile)
     with _lock:
         if wanted not in _encoders:
-            encoder = Encoder(source, device, dtype)
+            encoder = Encoder(*wanted)
             # The same weights may have been reached by another name or dtype="auto".
             _encoders[wanted] = next(
                 (
                     other
                     for other in _encoders.values()
-                    if (other.fingerprint, other.device)
-                    == (encoder.fingerprint, device)
+                    if (other.fingerprint, other.device, other.compile)
+                    == (encoder.fingerprint, device, encoder.compile)
                 ),
                 encoder,
             )
@@ -104,20 +108,27 @@ class Encoder:
         Height and width of the model's input, in pixels.
     fingerprint : str
         SHA-256 in hex of all that decides the embeddings but the device: every byte
-        of the weights, architecture, activation, preprocessing and dtype.
+        of the weights, architecture, activation, preprocessing and dtype. Compiling
+        changes no more than rounding, as the batch size does, so it is left out.
     device : torch.device
         Where the model is.
     dtype : str
         What it computes in.
     batch_size : int
         Images per forward pass that suit the device.
+    max_batch_size : int or None
+        A bound found by running out of the device's memory; None as long as none was.
+    compile : bool
+        Whether the image tower is compiled.
+    recipe : dict
+        Parameters with which `load_encoder` loads the same in another process.
     logit_scale : float
         Factor of cosines between images and texts.
     logit_bias : float or None
         What is added to them, for models trained with a sigmoid loss.
     """
 
-    def __init__(self, source, device, dtype):
+    def __init__(self, source, device, dtype, compile=False):
         import torch
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -128,12 +139,13 @@ class Encoder:
         if dtype == "auto":
             native = _has_native_bfloat16(device) and not is_convolutional
             dtype = "bfloat16" if native else "float32"
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.compile = device, dtype, compile
         # On a CPU, activations that outgrow the C library's threshold for mapped
         # memory are paged in anew on every pass: for a convolutional tower that takes
         # as long as the arithmetic from 16 images on.
         on_cpu = 8 if is_convolutional else 32
         self.batch_size = on_cpu if device.type == "cpu" else 256
+        self.max_batch_size = None
 
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
         transform = image_transform_v2(preprocess, is_train=False)
@@ -160,6 +172,19 @@ class Encoder:
         self._model.visual.to(memory_format=self._layout)
         blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
         self.n_features = self.encode_images(blank).shape[1]
+        if compile:
+            self._compile(blank)
+
+    @property
+    def recipe(self):
+        """Parameters with which `load_encoder` loads the same in another process."""
+        return {
+            "model_name": self._source.name,
+            "pretrained": self._source.pretrained,
+            "device": str(self.device),
+            "dtype": self.dtype,
+            "compile": self.compile,
+        }
 
     def resize(self, image):
         """Bring an image to the model's input size, as open_clip does.
@@ -249,6 +274,21 @@ class Encoder:
                 )
                 parts.append(_to_numpy(features))
         return np.concatenate(parts)
+
+    def _compile(self, blank):
+        import torch
+        from torch._dynamo.exc import TorchDynamoException
+
+        # One program for all batch sizes: the last batch is smaller than the others.
+        visual = torch.compile(self._model.visual, dynamic=True)
+        self._model.visual = visual
+        try:
+            self.encode_images(blank.expand(2, -1, -1, -1))
+        except (TorchDynamoException, ImportError, OSError) as error:
+            raise RuntimeError(
+                f"compile=True: torch cannot compile {self._source.name} here: {error}"
+                "\nInstall a C++ compiler (and Triton for a GPU), or set compile=False."
+            ) from error
 
 
 def _find_device(device):

@@ -1,6 +1,6 @@
 """The estimator that turns images into CLIP embeddings."""
 
-from contextlib import nullcontext
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -20,9 +20,15 @@ from skclip_icm.encoder import load_encoder
 from skclip_icm.image_input import as_items
 from skclip_icm.interventions import resolve_interventions
 from skclip_icm.pairs import LazyCounterparts, PairedEmbeddings, attach_to_frame
+from skclip_icm.progress import CallbackSupportMixin, progress_bar, tell_callbacks
 
 
-class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class CLIPFeaturizer(
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
     """Encode images, and their interventions, with a CLIP model.
 
     `transform` gives the embeddings of images. `fit_transform` gives the same values
@@ -48,12 +54,21 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Random draws of each intervention.
     batch_size : int or "auto", default="auto"
         Images per forward pass. "auto" is what suits the kind of model and device.
+        Where memory is short, batches are halved until they fit.
     device : str, default="auto"
         Where the model runs, such as "cpu" or "cuda:1". "auto" is the first of cuda,
         mps and cpu that is there when the model is used.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the model. "auto" is bfloat16 where the processor computes it
         natively and the model gains by it, else float32. Embeddings are float32.
+    compile : bool, default=False
+        Whether `torch.compile` rewrites the image tower: minutes in each process, and a
+        C++ compiler is needed. Embeddings differ by rounding only.
+    jpeg_decoding : {"exact", "reduced"}, default="exact"
+        "reduced" decodes large JPEG files at 1/2, 1/4 or 1/8 of their size, never
+        below twice what the model sees: sooner, and a little different. On synthetic
+        2000 x 1500 photographs, cosines to "exact" were at least 0.9976 (median 0.9996)
+        for the demo encoder, and 0.99999 for ViT-B-32 with random weights.
     normalize : bool, default=True
         Whether embeddings have unit Euclidean norm.
     on_error : {"raise", "nan"}, default="raise"
@@ -66,7 +81,8 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         that other processes and later runs use too. See
         `skclip_icm.EmbeddingCache` for a bound on its size.
     n_jobs : int or None, default=None
-        Threads that decode images. None means one for each processor.
+        Threads that decode and encode, or processes if `joblib.parallel_config` has
+        set such a backend. None: as it says, or a thread for each processor.
     random_state : int, RandomState instance or None, default=0
         Seed of the interventions. With an int, a counterpart depends on the seed and
         the pixels only, not on the order or number of images.
@@ -114,6 +130,8 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ],
         "device": [str],
         "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+        "compile": ["boolean"],
+        "jpeg_decoding": [StrOptions({"exact", "reduced"})],
         "normalize": ["boolean"],
         "on_error": [StrOptions({"raise", "nan"})],
         "cache": "no_validation",
@@ -132,6 +150,8 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         batch_size="auto",
         device="auto",
         dtype="auto",
+        compile=False,
+        jpeg_decoding="exact",
         normalize=True,
         on_error="raise",
         cache=None,
@@ -146,6 +166,8 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.compile = compile
+        self.jpeg_decoding = jpeg_decoding
         self.normalize = normalize
         self.on_error = on_error
         self.cache = cache
@@ -174,10 +196,9 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         TypeError, ValueError
             If `X` is no sequence of images, or a parameter is wrong.
         """
-        as_items(X)
-        if self.interventions is not None:
-            resolve_interventions(self.interventions)
-        self.failed_ = []
+        with tell_callbacks(self, X):
+            self._check_images(X)
+            self._n_features_out = self._encoder().n_features
         return self
 
     def transform(self, X):
@@ -203,6 +224,7 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Z, self.failed_ = self._embed(as_items(X), [AS_IS])
         return Z[:, 0]
 
+    @_fit_context(prefer_skip_nested_validation=True)
     def fit_transform(self, X, y=None):
         """Embed images and prepare their counterparts.
 
@@ -227,7 +249,9 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         WeightsNotFoundError
             If the model's weights cannot be had.
         """
-        return self.fit(X)._pair(X, self.interventions)
+        with tell_callbacks(self, X):
+            self._check_images(X)
+            return self._pair(X, self.interventions)
 
     def intervene(self, X, interventions=None):
         """Embed images together with their counterparts.
@@ -285,8 +309,9 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Returns
         -------
-        figure : matplotlib.figure.Figure
-            One row for each image: as the model sees it, then each counterpart.
+        display : skclip_icm.plotting.InterventionDisplay
+            One row for each image: as the model sees it, then each counterpart. Its
+            ``figure_`` is the matplotlib figure.
 
         Raises
         ------
@@ -295,7 +320,7 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         from skclip_icm.plotting import InterventionDisplay
 
-        return InterventionDisplay.from_estimator(self, X).figure_
+        return InterventionDisplay.from_estimator(self, X)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -308,9 +333,11 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def __sklearn_is_fitted__(self):
         return True
 
-    @property
-    def _n_features_out(self):
-        return self._encoder().n_features
+    def _check_images(self, X):
+        as_items(X)
+        if self.interventions is not None:
+            resolve_interventions(self.interventions)
+        self.failed_ = []
 
     def _pair(self, X, interventions):
         self._validate_params()
@@ -327,14 +354,14 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         shape = (len(Z), len(views), Z.shape[1])
         paired = PairedEmbeddings(Z, LazyCounterparts(compute, shape, token))
         framed = _wrap_data_with_container("transform", paired, X, self)
-        if hasattr(framed, "attrs"):
-            # scikit-learn wraps the array without its counterparts.
-            attach_to_frame(framed, paired)
-        return framed
+        # scikit-learn wraps the array without its counterparts.
+        return paired if framed is paired else attach_to_frame(framed, paired)
 
     def _embed(self, items, views):
         self._validate_params()
         encoder, size = self._encoder(), self.batch_size
+        # Kept, so that a notebook can show the estimator without loading the model.
+        self._n_features_out = encoder.n_features
         embeddings, failed = embed(
             items,
             encoder,
@@ -343,18 +370,24 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             batch_size=encoder.batch_size if size == "auto" else size,
             n_jobs=self.n_jobs,
             on_error=self.on_error,
-            progress=self._progress,
+            progress=partial(progress_bar, type(self).__name__, verbose=self.verbose),
+            jpeg_decoding=self.jpeg_decoding,
         )
         return self._normalized(embeddings), failed
 
     def _encoder(self):
         return load_encoder(
-            self.model_name, self.pretrained, device=self.device, dtype=self.dtype
+            self.model_name,
+            self.pretrained,
+            device=self.device,
+            dtype=self.dtype,
+            compile=self.compile,
         )
 
     def _normalized(self, embeddings):
         if self.normalize:
-            norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+            # Unlike numpy.linalg.norm, this makes no array of their size.
+            norms = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
             embeddings /= np.maximum(norms, np.finfo(np.float32).tiny)
         return embeddings
 
@@ -365,18 +398,3 @@ class CLIPFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not isinstance(seed, Integral):
             seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
         return views_of(interventions, self.n_interventions, int(seed))
-
-    def _progress(self, n_images):
-        if not self.verbose or not n_images:
-            return _Silent()
-        from tqdm.auto import tqdm
-
-        return tqdm(total=n_images, unit="img", desc=type(self).__name__)
-
-
-class _Silent(nullcontext):
-    def __enter__(self):
-        return self
-
-    def update(self, n_images):
-        pass

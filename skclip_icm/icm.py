@@ -24,9 +24,15 @@ from skclip_icm.directions import solve
 from skclip_icm.merging import check_mergeable
 from skclip_icm.pair_statistics import PairStatistics
 from skclip_icm.pairs import find_paired
+from skclip_icm.progress import CallbackSupportMixin, tell_callbacks
 
 
-class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class ICMTransformer(
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
     r"""Project embeddings on the directions that interventions do not move.
 
     With the covariance :math:`S` of the embeddings and the second moment
@@ -65,9 +71,8 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Whether to take the mean off, and to use the covariance for :math:`S` rather
         than the second moment. Differences between pairs are never centred.
     rescale : bool, default=True
-        Whether to multiply the output by one number such that the training rows have
-        mean squared norm 1, so that `lam` does not change the meaning of a
-        classifier's `C`.
+        Whether to multiply the output by one number, so that training rows have mean
+        squared norm 1 and `lam` does not change the meaning of a classifier's `C`.
     shrinkage : "auto" or float, default="auto"
         :math:`\epsilon` of the whitening. "auto" takes the oracle approximating
         shrinkage of :math:`S_{do}` ([2]_). Ignored by the projection.
@@ -84,22 +89,19 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Eigenvalues, descending: of :math:`S - \lambda S_{do}` for the projection, of
         the whitening matrix for the whitening.
     invariance_ : ndarray of shape (`n_components_`,)
-        :math:`1 - v^\top S_{do} v / (2 v^\top \operatorname{Cov}(Z) v)` for each
-        direction *v*. 1: the intervention leaves it alone; 0: it moves it as far as
-        drawing another image does.
+        :math:`1 - v^\top S_{do} v / (2 v^\top \operatorname{Cov}(Z) v)` for each row
+        *v*. 1: pairs do not differ; 0: they differ as two images drawn at random.
     n_components_ : int
         Number of directions kept.
-    n_samples_seen_ : int
-        Number of training rows.
-    n_pairs_seen_ : int
-        Number of pairs.
+    n_samples_seen_, n_pairs_seen_ : int
+        Number of training rows and of pairs.
     pairs_ : str
         Source of the pairs: "interventional", "domain", "class" or "given"; for two
         sources, such as "interventional+given".
     n_features_in_ : int
         Width of the training rows.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features; defined only if `X` has string column names.
+        Column names, if `X` has strings for them.
 
     See Also
     --------
@@ -196,7 +198,8 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If there are no pairs of the kind asked for, or shapes do not fit.
         """
         self._statistics = None
-        self._solve(self._summarise(X, y, X_do, domains, mergeable=False))
+        with tell_callbacks(self, X):
+            self._solve(self._summarise(X, y, X_do, domains, mergeable=False))
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -222,14 +225,12 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Returns
         -------
         self : ICMTransformer
-            The transformer, fitted to all chunks so far; not yet if the labels so far
-            make no pair.
+            The transformer, fitted once there are pairs.
 
         Raises
         ------
         ValueError
-            If the chunk does not fit the earlier ones, or as for `fit`. The
-            transformer is then as it was before.
+            If the chunk does not fit the earlier ones, which stay, or as for `fit`.
 
         Examples
         --------
@@ -329,7 +330,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if X.shape[1] != self.n_components_:
             raise ValueError(
                 f"X has {X.shape[1]} features, expected n_components_="
-                f"{self.n_components_}."
+                f"{self.n_components_}: what transform returns."
             )
         check_same_library(X, self, "inverse_transform")
         components, mean = (
@@ -383,7 +384,7 @@ class ICMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:
             raise ValueError(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
-                "features of X."
+                "features of X. Give at most that many."
             )
         return PairStatistics(
             self.pairs, X, paired=paired, y=y, X_do=X_do, domains=domains, **kwargs

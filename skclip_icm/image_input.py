@@ -322,9 +322,9 @@ def _tensor_to_array(tensor, row):
     return tensor.detach().cpu().permute(1, 2, 0).numpy()
 
 
-def check_array(array, row):
+def check_array(array, row, name=""):
     """Return the pixels of one image as uint8, or say what is wrong with them."""
-    name = f"{array.dtype} array of shape {array.shape}"
+    name = name or f"{array.dtype} array of shape {array.shape}"
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         raise row_error(
             row, name, "expected (H, W), (H, W, 3) or (H, W, 4)", "Put channels last."

@@ -2,16 +2,21 @@
 
 Files are untrusted: only raster formats with a signature are tried (`FORMATS`; no
 PostScript, PDF or vector format, whose readers start other programs), and the
-number of pixels is bounded before any is decoded. No global state of Pillow is
-changed, and every function may be called from many threads at once.
+number of pixels is bounded before any is decoded. Of the images above `LARGE_PIXELS`
+one is decoded at a time, so that a few do not fill the memory. No global state of
+Pillow is changed, and every function may be called from many threads at once.
 """
 
 import functools
 import hashlib
 import importlib
 import io
+import os
+import re
 import threading
-from contextlib import contextmanager
+import traceback
+import warnings
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from PIL import Image
@@ -28,8 +33,10 @@ from .image_input import (
 
 __all__ = [
     "FORMATS",
+    "LARGE_PIXELS",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "MAX_RATIO",
     "ImageError",
     "as_items",
     "decode",
@@ -56,8 +63,15 @@ _PLUGINS = {
 FORMATS = tuple(_PLUGINS)
 
 #: Largest number of pixels decoded: the size at which Pillow itself, as shipped,
-#: speaks of a decompression bomb (half a gibibyte of RGB).
+#: speaks of a decompression bomb (0.7 GB, as Pillow takes 4 bytes for an RGB pixel).
 MAX_PIXELS = 178_956_970
+
+#: Largest ratio of the sides. Resizing the shorter side of a strip of pixels to that
+#: of a model would make gigabytes of it.
+MAX_RATIO = 256
+
+#: Number of pixels above which images are decoded one at a time (0.13 GB each).
+LARGE_PIXELS = 2**25
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _TRANSPOSE = {
@@ -69,9 +83,12 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Loading an opened but not yet decoded PIL image changes it. The same object may
-# stand in several rows, so two threads must not load it at once.
-_LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))
+# Pixels converted at a time: a conversion in steps would else copy a large image as
+# often as it has steps.
+_BAND_PIXELS = 2**22
+# What Pillow's modules warn of (odd tags, a damaged EXIF block, large images) is either
+# harmless or becomes an error here. The form is that of `warnings.filters`.
+_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 
 
 def digest(content, row=None):
@@ -114,7 +131,7 @@ def digest(content, row=None):
     return hasher.digest()
 
 
-def decode(content, row=None, name="", target=None):
+def decode(content, row=None, name="", target=None, resize=None):
     """Decode one image to RGB.
 
     The EXIF orientation is applied; transparency is laid on white; an animation
@@ -136,16 +153,20 @@ def decode(content, row=None, name="", target=None):
         Height and width that the image will later be resized to. A JPEG file at
         least four times as large on both sides is then decoded at 1/2, 1/4 or 1/8
         of its size, never below twice the target. None decodes exactly.
+    resize : callable, optional
+        Applied to the decoded image before the next large one is decoded, so that
+        many threads do not each hold one.
 
     Returns
     -------
     PIL image of mode "RGB"
-        A new image, without metadata.
+        A new image, without metadata; what `resize` made of it, if given.
 
     Raises
     ------
     ImageError
-        If it cannot be decoded, has a side below 2 pixels or more than `MAX_PIXELS`.
+        If it cannot be decoded, has a side below 2 pixels, more than `MAX_PIXELS` or
+        a side more than `MAX_RATIO` times as long as the other.
 
     Examples
     --------
@@ -154,50 +175,93 @@ def decode(content, row=None, name="", target=None):
     (255, 255, 255)
     """
     name = repr(name) if name else describe(content)
-    with _decoding(row, name):
-        if isinstance(content, np.ndarray):
-            pixels = check_array(content, row)
-            _check_size(pixels.shape[1::-1], row, name)
-            if pixels.shape[2:] == (1,):
-                pixels = pixels[:, :, 0]
-            return _to_rgb(Image.fromarray(pixels), row, name)
-        if isinstance(content, Image.Image):
-            _check_size(content.size, row, name)
-            with _LOAD_LOCKS[id(content) // 64 % len(_LOAD_LOCKS)]:
-                content.load()
-                return _to_rgb(_upright(content), row, name)
-        with _open(content, row, name) as image:
-            _check_size(image.size, row, name)
-            if target is not None and image.format in ("JPEG", "MPO"):
-                _reduce(image, target)
-            image.load()
-            upright = _upright(image)
-            # Nobody else holds this image: copying it, as below, can take as long
-            # as decoding it.
-            if upright.mode == "RGB" and not upright.has_transparency_data:
-                upright.info = {}
-                return upright
-            return _to_rgb(upright, row, name)
-
-
-# Decoding
-
-
-@contextmanager
-def _decoding(row, name):
     try:
-        yield
-    except ImageError:
+        with _pillow_not_warning():
+            return _decode(content, row, name, target, resize)
+    except ImageError as error:
+        _free_locals(error)
         raise
     # A damaged file can raise almost anything from within Pillow's plugins:
     # OSError, SyntaxError, struct.error, zlib.error, KeyError, MemoryError, ...
     except Exception as exc:
+        _free_locals(exc)
         raise row_error(
             row,
             name,
             f"the image cannot be decoded ({type(exc).__name__}: {exc})",
             "Restore or drop it; it may be truncated or damaged.",
         ) from exc
+
+
+# Decoding
+
+
+def _decode(content, row, name, target, resize):
+    with _opened(content, row, name) as image:
+        _check_size(image.size, row, name)
+        if target is not None and image.format in ("JPEG", "MPO"):
+            _reduce(image, target)
+        with _turn(image.size):
+            decoded = _load(image, row, name, shared=image is content)
+            return decoded if resize is None else resize(decoded)
+
+
+def _free_locals(error):
+    """Free what the frames of an error hold: a large image, perhaps half decoded.
+
+    An error may be kept for long, in a future or a list, and its traceback with it.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def _pillow_not_warning():
+    """Ignore warnings of Pillow, in all threads.
+
+    `warnings.catch_warnings` would, in several threads, leave their filters in a
+    mess. Here each caller takes out what it put in, from the list it put it into.
+    Without this, a user's ``-W error`` would decide which images can be read.
+    """
+    filters = warnings.filters
+    filters.insert(0, _IGNORE_PILLOW)
+    try:
+        yield
+    finally:
+        filters.remove(_IGNORE_PILLOW)
+
+
+@contextmanager
+def _opened(content, row, name):
+    """Give a PIL image that need not be loaded yet."""
+    if isinstance(content, bytes):
+        with _open(content, row, name) as image:
+            yield image
+    elif isinstance(content, Image.Image):
+        yield content
+    else:
+        pixels = check_array(content, row)
+        _check_size(pixels.shape[1::-1], row, name)  # Pillow takes no empty ones
+        yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _turn(size):
+    return _locks.large if size[0] * size[1] > LARGE_PIXELS else nullcontext()
+
+
+def _load(image, row, name, shared):
+    if shared:
+        with _locks.load[id(image) // 64 % len(_locks.load)]:
+            image.load()
+            return _to_rgb(_upright(image), row, name)
+    image.load()
+    upright = _upright(image)
+    # Nobody else holds this image: copying it can take as long as decoding it.
+    if upright.mode == "RGB" and not upright.has_transparency_data:
+        upright.info = {}
+        return upright
+    return _to_rgb(upright, row, name)
 
 
 def _open(content, row, name):
@@ -214,7 +278,7 @@ def _open(content, row, name):
         elif accepted:
             try:
                 return factory(io.BytesIO(content), "")
-            except Exception as exc:  # see _decoding
+            except Exception as exc:  # see decode
                 reasons.append(f"{image_format}: {exc}")
     found = "; ".join(reasons) or f"it starts with {content[:8]!r}"
     raise row_error(
@@ -251,6 +315,14 @@ def _check_size(size, row, name):
             f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded",
             "Save the image smaller.",
         )
+    if max(size) > MAX_RATIO * min(size):
+        raise row_error(
+            row,
+            name,
+            f"{width} x {height} pixels, one side may be at most {MAX_RATIO} times as "
+            "long as the other",
+            "Crop the image.",
+        )
 
 
 def _reduce(image, target):
@@ -274,6 +346,18 @@ def _upright(image):
 
 
 def _to_rgb(image, row, name):
+    width, height = image.size
+    step = max(1, _BAND_PIXELS // width)
+    if step >= height:
+        return _band_to_rgb(image, row, name)
+    result = Image.new("RGB", image.size)
+    for top in range(0, height, step):
+        box = (0, top, width, min(top + step, height))
+        result.paste(_band_to_rgb(image.crop(box), row, name), box)
+    return result
+
+
+def _band_to_rgb(image, row, name):
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image, row, name)
     if image.mode == "La":  # which Pillow converts to nothing else
@@ -290,7 +374,7 @@ def _to_rgb(image, row, name):
 def _to_8_bit(image, row, name):
     values = np.asarray(image)
     if image.mode == "F":
-        return Image.fromarray(check_array(values, row))
+        return Image.fromarray(check_array(values, row, name))
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise row_error(
@@ -300,3 +384,17 @@ def _to_8_bit(image, row, name):
             "Convert the image to 8 or 16 bits.",
         )
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+class _Locks:
+    """Locks of this process; one that a thread holds at a fork stays locked there."""
+
+    def __init__(self):
+        self.large = threading.Lock()
+        # Loading a PIL image changes it, and it may stand in several rows.
+        self.load = tuple(threading.Lock() for _ in range(64))
+
+
+_locks = _Locks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.__init__)

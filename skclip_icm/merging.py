@@ -53,7 +53,7 @@ def _check_same_features(icm, other):
     if icm.n_features_in_ != other.n_features_in_:
         raise ValueError(
             f"other has seen {other.n_features_in_} features, this transformer "
-            f"{icm.n_features_in_}."
+            f"{icm.n_features_in_}. Embed all parts with the same model."
         )
     names = [getattr(part, "feature_names_in_", None) for part in (icm, other)]
     if not np.array_equal(*names):

@@ -218,9 +218,14 @@ def _split(estimator, X, interventions):
 def _each(paired, like):
     counterparts = np.moveaxis(paired.counterparts, 1, 0)
     if hasattr(like, "columns"):
-        frame = type(like)
-        return [frame(Z, index=like.index, columns=like.columns) for Z in counterparts]
+        return [_framed(Z, like) for Z in counterparts]
     return list(counterparts)
+
+
+def _framed(Z, like):
+    if hasattr(like, "index"):
+        return type(like)(Z, index=like.index, columns=like.columns)
+    return type(like)(Z, schema=like.columns, orient="row")  # polars
 
 
 def _embeds_images(estimator):

@@ -134,7 +134,10 @@ class PairStatistics:
             )
         here, there = (part.moments.mean.shape[0] for part in (self, other))
         if here != there:
-            raise ValueError(f"The rows so far have {here} features, these {there}.")
+            raise ValueError(
+                f"The rows so far have {here} features, these {there}. Embed all parts "
+                "with the same model."
+            )
         self.moments.merge(other.moments)
         if self._found is not None:
             self._found.merge(other._found)

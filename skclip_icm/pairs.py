@@ -53,7 +53,10 @@ class PairedEmbeddings(np.ndarray):
         if Z.dtype not in (np.float32, np.float64):
             Z = Z.astype(np.float32)
         if Z.ndim != 2:
-            raise ValueError(f"embeddings must have shape (n, d), got {Z.shape}.")
+            raise ValueError(
+                f"embeddings must have shape (n, d), got {Z.shape}: one row for each "
+                "image, also where there is one image."
+            )
         if not isinstance(counterparts, LazyCounterparts):
             counterparts = _KnownCounterparts(Z, counterparts)
         return cls._attach(Z, counterparts, None)

@@ -14,9 +14,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skclip_icm.cache import open_cache
 from skclip_icm.captions import check_templates, check_texts, fill
 from skclip_icm.pairs import find_paired
+from skclip_icm.progress import CallbackSupportMixin, tell_callbacks
 
 
-class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
+class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     r"""Classify images by the names of the classes, in the invariant subspace.
 
     With the embeddings :math:`f_I(x)` of an image, :math:`f_T(t_c)` of the prompts of
@@ -142,15 +143,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         )
         self.n_features_in_ = self.text_embeddings_.shape[1]
         self.logit_scale_ = self.featurizer_._encoder().logit_scale
-        self.icm_ = None
-        if self.icm is not None:
-            Z = self._embed(X, self.featurizer_.fit_transform)
-            _check_pairs(self.icm, Z)
-            self.icm_ = clone(self.icm).fit(Z)
-        elif _holds_embeddings(X):
-            self._embed(X, None)
-        else:
-            self.featurizer_.fit(X)
+        with tell_callbacks(self, X):
+            self.icm_ = self._fit_icm(X)
         return self
 
     def predict(self, X):
@@ -206,6 +200,17 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.target_tags.required = self.class_names is None
         return tags
+
+    def _fit_icm(self, X):
+        if self.icm is None:
+            if _holds_embeddings(X):
+                self._embed(X, None)
+            else:
+                self.featurizer_.fit(X)
+            return None
+        Z = self._embed(X, self.featurizer_.fit_transform)
+        _check_pairs(self.icm, Z)
+        return clone(self.icm).fit(Z)
 
     def _logits(self, X):
         check_is_fitted(self)

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -487,8 +488,14 @@ def test_a_full_disk_costs_no_work(tmp_path):
 
 
 @posix_only
-def test_a_read_only_directory_can_be_read(tmp_path):
-    directory = tmp_path / "shared"
+def test_a_read_only_directory_can_be_read():
+    with tempfile.TemporaryDirectory() as parent:  # one that others may enter
+        os.chmod(parent, 0o755)
+        _read_only(Path(parent))
+
+
+def _read_only(parent):
+    directory = parent / "shared"
     cache = EmbeddingCache(directory)
     put(cache, range(100))
     cache.close()
@@ -515,20 +522,14 @@ def test_a_read_only_directory_can_be_read(tmp_path):
         else:
             raise AssertionError
     """
-    parents = [p for p in tmp_path.parents if p.stat().st_uid == os.getuid()]
-    modes = {p: p.stat().st_mode for p in parents if len(p.parts) > 2}
+    folder = database(directory).parent
     try:
-        for parent in modes:
-            parent.chmod(0o755)
-        database(directory).parent.chmod(0o555)
+        folder.chmod(0o555)
         directory.chmod(0o555)
-        tmp_path.chmod(0o755)
-        run(code, tmp_path)
+        run(code, parent)
     finally:
-        for path in (directory, database(directory).parent):
-            path.chmod(0o755)
-        for parent, mode in modes.items():
-            parent.chmod(mode)
+        directory.chmod(0o755)
+        folder.chmod(0o755)
     assert database(directory).read_bytes() == before
 
 

@@ -1,6 +1,8 @@
 """Encoder: embeddings equal open_clip's own, from any source, or a clear error."""
 
 import json
+import os
+import shutil
 import threading
 import time
 import warnings
@@ -208,6 +210,45 @@ def test_weights_file_of_every_kind(suffix, files, tmp_path):
         torch.save(load_file(files["tiny"]), path)
     first = load_encoder("tiny", files["tiny"], device="cpu")
     assert load_encoder("tiny", path, device="cpu") is first  # same weights, one model
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
+def test_compiled_tower_gives_the_same_embeddings(files):
+    images = as_batch(*(picture(32, 32).rotate(a) for a in range(0, 360, 45)))
+    plain = load_encoder("tiny", files["tiny"], device="cpu")
+    compiled = load_encoder("tiny", files["tiny"], device="cpu", compile=True)
+    assert compiled is not plain
+    assert compiled is load_encoder("tiny", files["tiny"], device="cpu", compile=True)
+    assert compiled.fingerprint == plain.fingerprint
+    for n in (2, 3, 8):
+        ours, theirs = (e.encode_images(images[:n]) for e in (compiled, plain))
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        assert ((ours * theirs).sum(1) / norms).min() >= 0.9999
+
+
+def test_no_compiler_is_an_error_that_says_so(files, monkeypatch):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def fail(self, pixels):
+        raise BackendCompilerFailed("inductor", RuntimeError("no C++ compiler"), None)
+
+    encoder = load_encoder("tiny", files["tiny"], device="cpu")
+    monkeypatch.setattr(Encoder, "encode_images", fail)
+    with pytest.raises(RuntimeError, match=r"(?s)compile=True.*no C\+\+ compiler"):
+        encoder._compile(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    unload_encoders()  # that one is compiled in part
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_recipe_loads_the_same(compile, files, monkeypatch):
+    monkeypatch.setattr(Encoder, "_compile", lambda self, blank: None)
+    unload_encoders()
+    encoder = load_encoder("tiny", files["tiny"], device="cpu", compile=compile)
+    assert load_encoder(**encoder.recipe) is encoder
+    unload_encoders()
 
 
 def test_foreign_code_is_not_run(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import logging
 import pickle
+import tracemalloc
 
 import joblib
 import numpy as np
@@ -17,7 +18,7 @@ from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer
-from skclip_icm.encoder import Encoder, WeightsNotFoundError
+from skclip_icm.encoder import WeightsNotFoundError
 from skclip_icm.image_input import ImageError
 from skclip_icm.pairs import find_paired
 
@@ -316,20 +317,44 @@ def test_finished_rows_survive_a_bad_one(demo, folder, tmp_path, forward_rows):
     assert forward_rows() == done
 
 
-def test_batches_too_large_for_memory_are_halved(demo, photographs, monkeypatch):
-    expected = demo.transform(photographs)
-    encode, sizes = Encoder.encode_images, []
+def test_jpeg_decoding_modes_are_close_and_kept_apart(tmp_path, forward_rows):
+    """Only files that reduced decoding can change are encoded again."""
+    files = write_images(tmp_path)
+    exact = CLIPFeaturizer("demo").transform(files)
+    assert forward_rows() == 4
+    featurizer = CLIPFeaturizer("demo", jpeg_decoding="reduced")
+    reduced = featurizer.transform(files)
+    assert forward_rows() == 4 + 2
+    assert_array_equal(reduced[2:], exact[2:])
+    cosines = np.sum(exact * reduced, axis=1)
+    assert 0.99 < cosines.min() and cosines[:2].max() < 1 - 1e-7
+    assert_array_equal(CLIPFeaturizer("demo").transform(files), exact)
+    assert_array_equal(featurizer.transform(files), reduced)
+    content = [path.read_bytes() for path in files]
+    assert_array_equal(featurizer.transform(content), reduced)
+    assert forward_rows() == 4 + 2
 
-    def short_of_memory(self, pixels):
-        sizes.append(len(pixels))
-        if len(pixels) > 2:
-            raise torch.OutOfMemoryError
-        return encode(self, pixels)
 
-    monkeypatch.setattr(Encoder, "encode_images", short_of_memory)
-    Z = CLIPFeaturizer("demo", batch_size=6, cache=_NoCache()).transform(photographs)
-    assert_allclose(Z, expected, atol=1e-5)
-    assert sizes == [6, 3, 1, 2, 3, 1, 2]
+def write_images(folder):
+    """Two JPEG files that can be reduced; a small one and a PNG file that cannot."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+    files = [folder / name for name in ("a.jpg", "b.jpg", "small.jpg", "c.png")]
+    sizes = [(1200, 900), (900, 1800), (800, 900), (1000, 1000)]
+    for path, size in zip(files, sizes, strict=True):
+        coarse.resize(size, Image.BICUBIC).save(path)
+    return files
+
+
+def test_embeddings_do_not_hold_more_than_the_result(photographs):
+    images = np.repeat(photographs, 1000, axis=0)
+    featurizer = CLIPFeaturizer("demo")
+    featurizer.transform(images)
+    tracemalloc.start()
+    Z = featurizer.transform(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * Z.nbytes
 
 
 @pytest.mark.parametrize(
@@ -338,6 +363,8 @@ def test_batches_too_large_for_memory_are_halved(demo, photographs, monkeypatch)
         ({"batch_size": 0}, "batch_size"),
         ({"dtype": "int8"}, "dtype"),
         ({"on_error": "ignore"}, "on_error"),
+        ({"jpeg_decoding": "fast"}, "jpeg_decoding"),
+        ({"compile": "max"}, "compile"),
         ({"interventions": "blur"}, "gaussian_blur"),
         ({"interventions": []}, "empty"),
         ({"model_name": "ViT-B-61"}, "ViT-B-16"),

@@ -260,6 +260,8 @@ class TestDecode:
         source = image.convert("LA").convert(mode) if "L" in mode.upper() else image
         if mode in ("PA", "RGBa"):
             source = image.convert(mode)
+        if mode == "PA" and source.getchannel("A").getextrema() == (255, 255):
+            pytest.skip("Pillow < 12 drops transparency when it converts to PA")
         decoded = decode(source)
         assert decoded.getpixel((3, 0)) == (255, 255, 255)
         assert max(decoded.getpixel((0, 0))) <= 20

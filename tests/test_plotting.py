@@ -24,7 +24,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skclip_icm import CLIPFeaturizer, ICMTransformer
+from skclip_icm import CLIPFeaturizer, ICMTransformer, ZeroShotClassifier
 from skclip_icm.datasets import make_causal_embeddings
 from skclip_icm.image_input import ImageError
 from skclip_icm.interventions import intervene
@@ -152,6 +152,51 @@ def test_icm_is_found_inside(wrap, causal):
     found = estimator.best_estimator_[0] if wrap is searched else found[-1]
     display = SpectrumDisplay.from_estimator(estimator)
     assert_array_equal(display.eigenvalues, found.eigenvalues_)
+
+
+def test_what_zero_shot_learnt_and_sees(demo, photographs):
+    y = [0, 1] * 3
+    classifier = ZeroShotClassifier(demo, ICMTransformer(2), class_names=["cat", "dog"])
+    with pytest.raises(NotFittedError, match="in this ZeroShotClassifier"):
+        SpectrumDisplay.from_estimator(classifier)
+    classifier.fit(photographs, y)
+    display = SpectrumDisplay.from_estimator(classifier)
+    assert_array_equal(display.eigenvalues, classifier.icm_.eigenvalues_)
+    of_images = InvarianceMapDisplay.from_estimator(classifier, photographs, y)
+    Z = demo.transform(photographs)
+    of_embeddings = InvarianceMapDisplay.from_estimator(classifier, Z, y)
+    assert_allclose(of_images.after, of_embeddings.after, atol=1e-6)
+    shown = InterventionDisplay.from_estimator(classifier, photographs[:2])
+    assert shown.cosines.shape == (2, 1)
+    plain = ZeroShotClassifier(demo, class_names=["cat", "dog"]).fit(photographs)
+    with pytest.raises(ValueError, match="got a ZeroShotClassifier"):
+        SpectrumDisplay.from_estimator(plain)
+
+
+def test_names_with_dollar_signs_are_no_formulas(icm, causal):
+    names = np.array(["$5 & $6", r"$\frac$"])
+    y = names[causal.target]
+    drawn = InvarianceMapDisplay.from_estimator(icm, causal.embeddings, y, y)
+    save(drawn)
+    scores = {name: {name: 0.5} for name in [r"$\frac$"]}
+    save(DomainAccuracyDisplay.from_scores(scores, score_name="$x$ and $"))
+
+
+def test_labels_may_come_in_any_container(icm, causal):
+    Z, y, names = causal.embeddings, causal.target, causal.names
+    expected = InvarianceMapDisplay.from_estimator(icm, Z, y, names)
+    model = DummyClassifier().fit(Z, y)
+    for series in (pd.Series, pl.Series):
+        display = InvarianceMapDisplay.from_estimator(icm, Z, series(y), series(names))
+        assert_array_equal(display.domains, expected.domains)
+        scored = DomainAccuracyDisplay.from_estimator(
+            model, Z, series(y), series(names)
+        )
+        assert list(scored.scores["DummyClassifier"]) == ["source", "target"]
+    for frame in (pd.DataFrame(Z), pl.DataFrame(np.asarray(Z))):
+        fitted = ICMTransformer(pairs="class", lam=0.1).fit(frame, y)
+        display = InvarianceMapDisplay.from_estimator(fitted, frame, y, max_samples=50)
+        assert len(display.before) == 50
 
 
 def test_errors_say_what_to_fit_or_pass(causal):
@@ -360,7 +405,8 @@ def test_images_stand_beside_what_the_model_sees_of_their_counterparts(
 def test_preview_draws_the_featurizers_own_interventions(photographs, tmp_path):
     path = tmp_path / "a_photograph_with_a_rather_long_name_01.png"
     Image.fromarray(photographs[0]).save(path)
-    figure = CLIPFeaturizer("demo", n_interventions=2).preview([path])
+    display = CLIPFeaturizer("demo", n_interventions=2).preview([path])
+    figure = display.figure_
     titles = [panel.get_title() for panel in figure.axes]
     assert titles[1:] == ["photometric, draw 1", "photometric, draw 2"]
     name = figure.axes[0].get_xlabel()

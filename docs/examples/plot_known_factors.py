@@ -43,26 +43,19 @@ for name, classifier in [("raw", raw), ("ICM", icm)]:
 # Eigenvalues of :math:`S - \lambda S_{do}`: positive along directions that vary
 # between images more than :math:`\lambda` times what the intervention causes. There
 # are as many of them as invariant factors.
-import matplotlib.pyplot as plt
-import numpy as np
+from skclip_icm.plotting import SpectrumDisplay
 
 transformer = icm[0]
-kept = np.arange(len(transformer.eigenvalues_)) < transformer.n_components_
-_, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
-ax.bar(
-    np.arange(1, len(kept) + 1),
-    transformer.eigenvalues_,
-    color=np.where(kept, "#0072b2", "#bbbbbb"),
-)
-ax.set_yscale("symlog", linthresh=0.1)
-ax.set(xlabel="direction", ylabel="eigenvalue", title="Kept directions are blue")
-plt.show()
+display = SpectrumDisplay.from_estimator(transformer)
 
 # %%
 # What the kept directions hold
 # -----------------------------
 # How strongly each kept direction responds to each factor. Of the variant factors,
 # hardly anything is left.
+import matplotlib.pyplot as plt
+import numpy as np
+
 responses = np.abs(transformer.components_ @ np.hstack([data.A_inv, data.A_var]))
 
 figure, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")

@@ -9,6 +9,11 @@ PURPLE, SKY_BLUE, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#F0E442", "#000000"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY_BLUE, YELLOW, BLACK)
 
 
+def verbatim(text):
+    """Return a name so that matplotlib does not read dollar signs in it as formulas."""
+    return str(text).replace("$", r"\$")
+
+
 def import_pyplot():
     """Return `matplotlib.pyplot`, or say how to install it."""
     try:

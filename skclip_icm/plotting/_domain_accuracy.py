@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 
-from skclip_icm.plotting._axes import COLORS, make_axes
+from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
 from skclip_icm.plotting._steps import check_labels
 
 # As many as are coprime with the colours, so that the combinations do not repeat soon.
@@ -186,7 +186,7 @@ class DomainAccuracyDisplay:
             color=COLORS[i % len(COLORS)],
             edgecolor="black",
             hatch=_HATCHES[i % len(_HATCHES)],
-            label=method,
+            label=verbatim(method),
         )
         room = self._inches() / (len(groups) + 0.2) * width
         self.ax_.bar_label(
@@ -196,14 +196,14 @@ class DomainAccuracyDisplay:
 
     def _label(self, domains, n_groups, n_methods):
         ax = self.ax_
-        names = [textwrap.fill(name, 14) for name in domains]
+        names = [verbatim(textwrap.fill(name, 14)) for name in domains]
         if n_groups > len(domains):
             names.append(_MEAN)
             ax.axvline(n_groups - 1.5, color="black", linestyle=":")
         ax.set_xticks(range(n_groups), names)
         ax.set_xlim(-0.6, n_groups - 0.4)
         ax.margins(y=0.15)
-        ax.set_ylabel(self.score_name)
+        ax.set_ylabel(verbatim(self.score_name))
         ax.axhline(0, color="black", linewidth=0.8)
         handles, names = ax.get_legend_handles_labels()
         ax.legend(

@@ -10,7 +10,7 @@ from skclip_icm.featurizer import CLIPFeaturizer
 from skclip_icm.image_input import as_items, read_content
 from skclip_icm.images import decode
 from skclip_icm.interventions import resolve_interventions
-from skclip_icm.plotting._axes import make_axes
+from skclip_icm.plotting._axes import make_axes, verbatim
 from skclip_icm.plotting._steps import find_step
 
 _MAX_IMAGES = 32
@@ -162,10 +162,10 @@ class InterventionDisplay:
             title += f"\ntwo images: cosine {self.between:.2f}"
         self.axes_[0, 0].set_title(title, fontsize=10)
         for name, panel in zip(self.intervention_names, self.axes_[0, 1:], strict=True):
-            panel.set_title(textwrap.fill(name, 20), fontsize=10)
+            panel.set_title(verbatim(textwrap.fill(name, 20)), fontsize=10)
         for row, panels in enumerate(self.axes_):
             panels[0].imshow(self.originals[row])
-            panels[0].set_xlabel(self.image_names[row])
+            panels[0].set_xlabel(verbatim(self.image_names[row]))
             for j, panel in enumerate(panels[1:]):
                 panel.imshow(self.counterparts[row, j])
                 panel.set_xlabel(f"cosine {self.cosines[row, j]:.2f}")

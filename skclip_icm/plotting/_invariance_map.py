@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _num_samples
 
-from skclip_icm.plotting._axes import COLORS, make_axes
+from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
 from skclip_icm.plotting._steps import check_labels, find_fitted_icm
 
 # A colour and a marker of its own for each group; more groups than this in one panel
@@ -203,7 +203,7 @@ def _groups(labels):
         largest = np.argsort(-counts, kind="stable")[: len(_COLORS) - 1]
         shown = values[np.sort(largest)]
     groups = [
-        (str(value), labels == value, {"color": color, "marker": marker})
+        (_entry(value), labels == value, {"color": color, "marker": marker})
         for value, color, marker in zip(shown, _COLORS, _MARKERS, strict=False)
     ]
     rest = ~np.isin(labels, shown)
@@ -214,6 +214,12 @@ def _groups(labels):
     return groups
 
 
+def _entry(value):
+    # A long name would leave no room for the panels.
+    name = str(value)
+    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+
+
 def _scatter(panel, points, groups):
     for name, rows, style in groups:
         panel.scatter(
@@ -222,6 +228,6 @@ def _scatter(panel, points, groups):
             alpha=0.6,
             edgecolors="black",
             linewidths=0.3,
-            label=name,
+            label=verbatim(name),
             **style,
         )

@@ -1,11 +1,19 @@
 """What a display draws, found inside the estimator a user has at hand."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sklearn.compose import ColumnTransformer
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils import column_or_1d
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skclip_icm.featurizer import CLIPFeaturizer
 from skclip_icm.icm import ICMTransformer
+from skclip_icm.image_input import as_items
+from skclip_icm.zero_shot import ZeroShotClassifier
 
 
 def find_step(estimator, kind):
@@ -14,7 +22,8 @@ def find_step(estimator, kind):
     Parameters
     ----------
     estimator : estimator
-        One of the class itself, a pipeline, or a search over these.
+        One of the class itself, a `ZeroShotClassifier`, or a pipeline, column
+        transformer or search that holds one of these.
     kind : type
         The class.
 
@@ -44,6 +53,39 @@ def find_fitted_icm(estimator):
     return before, icm
 
 
+def holds(estimator, kind):
+    """Say whether there is an estimator of a class in `estimator`."""
+    return _search(estimator, kind) is not None
+
+
+class Images(NamedTuple):
+    """The images in what an estimator takes, and what embeds them."""
+
+    featurizer: CLIPFeaturizer
+    items: Sequence
+
+
+def find_images(estimator, X):
+    """Return the images in `X`, or None if these are embeddings."""
+    found = _search(estimator, CLIPFeaturizer)
+    if found is None:
+        return None
+    before, featurizer = found
+    for step in before:
+        X = step.transform(X)
+    try:
+        return Images(featurizer, as_items(X))
+    except (TypeError, ValueError):
+        return None
+
+
+def inner_estimator(estimator):
+    """Return what predicts: the best estimator of a search, or the estimator."""
+    while hasattr(estimator, "best_estimator_"):
+        estimator = estimator.best_estimator_
+    return estimator
+
+
 def check_labels(labels, name, X):
     """Return `labels` as an array with one entry for each row of `X`."""
     labels = column_or_1d(labels)
@@ -62,6 +104,10 @@ def _search(estimator, kind):
         return _search(estimator.best_estimator_, kind)
     if isinstance(estimator, BaseSearchCV):
         return _search(estimator.estimator, kind)
+    if isinstance(estimator, ColumnTransformer):
+        return _search_columns(estimator, kind)
+    if isinstance(estimator, ZeroShotClassifier):
+        return _search_zero_shot(estimator, kind)
     if isinstance(estimator, Pipeline):
         before = []
         for _, step in estimator.steps:
@@ -73,9 +119,33 @@ def _search(estimator, kind):
     return None
 
 
+def _search_columns(estimator, kind):
+    transformers = getattr(estimator, "transformers_", estimator.transformers)
+    for _, transformer, columns in transformers:
+        found = _search(transformer, kind)
+        if found is not None:
+            select = FunctionTransformer(
+                _safe_indexing, kw_args={"indices": columns, "axis": 1}
+            )
+            return [select, *found[0]], found[1]
+    return None
+
+
+def _search_zero_shot(estimator, kind):
+    if issubclass(kind, ICMTransformer):
+        icm = getattr(estimator, "icm_", estimator.icm)
+        # Takes embeddings in place of images, as the classifier does.
+        embed = FunctionTransformer(
+            lambda X: estimator._embed(X, estimator.featurizer_.transform)
+        )
+        return None if icm is None else ([embed], icm)
+    featurizer = getattr(estimator, "featurizer_", estimator.featurizer)
+    return _search(featurizer, kind)
+
+
 def _wanted(kind):
     article = "an" if kind.__name__[0] in "AEIO" else "a"
-    return f"{article} {kind.__name__}, or a Pipeline or a search that holds one"
+    return f"{article} {kind.__name__}, or a pipeline or a search that holds one"
 
 
 def _describe(estimator):

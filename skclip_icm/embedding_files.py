@@ -1,0 +1,221 @@
+"""Embeddings that lie in files, read chunk by chunk."""
+
+import glob
+import os
+import re
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from skclip_icm.embedding_parts import NpyPart, ParquetPart
+
+# Memory for the rows of one chunk. BLAS runs at full speed on a small part of this.
+CHUNK_BYTES = 32 * 2**20
+
+
+class EmbeddingFiles:
+    """Embeddings in ``.npy`` or Parquet files, as one array of shape (n, d).
+
+    Only what the files say of their shape is read when this object is made. Rows come
+    by `chunks`; ``numpy.asarray`` of this object reads all of them.
+
+    Parameters
+    ----------
+    source : path or list of paths
+        A file; a pattern such as "img_emb/img_emb_*.npy"; a folder, for all its
+        ``.npy`` files, or its ``.parquet`` files if `column` is given; or a list of
+        files. Files of a folder or pattern are ordered by the numbers in their names
+        (2 before 10), a list stays in its order. This is how clip-retrieval and
+        img2dataset number their parts.
+    column : str, default=None
+        For Parquet, the column that holds the embeddings, as lists of floats.
+
+    Attributes
+    ----------
+    paths : list of pathlib.Path
+        The files, in order.
+    shape : tuple of int
+        (n, d).
+    dtype : dtype
+        Of the chunks: float64 if a file holds float64, else float32. Files of float16
+        are converted chunk by chunk.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, or a number in the sequence of parts is missing.
+    ValueError
+        If a file is neither NumPy nor Parquet, holds something else than floats (no
+        file is ever unpickled), or the parts differ in width.
+
+    See Also
+    --------
+    fit_files : Fit an `ICMTransformer` to embeddings in files.
+    transform_files : Write the transformed embeddings to files.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from skclip_icm.embedding_files import EmbeddingFiles
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(3):
+    ...         np.save(f"{folder}/img_emb_{i}.npy", np.eye(4, 2, dtype=np.float16))
+    ...     Z = EmbeddingFiles(folder)
+    ...     print(Z.shape, Z.dtype, [len(chunk) for chunk in Z.chunks(5)])
+    (12, 2) float32 [5, 5, 2]
+    """
+
+    def __init__(self, source, column=None):
+        self.column = column
+        self.paths = _find(source, column)
+        self._parts = [_open_part(path, column) for path in self.paths]
+        filled = [part for part in self._parts if part.n_rows]
+        if not filled:
+            raise ValueError(f"{source}: no file there holds a row.")
+        for part in filled:
+            if part.n_features != filled[0].n_features:
+                raise ValueError(
+                    f"{part.path} holds {part.n_features} features, {filled[0].path} "
+                    f"{filled[0].n_features}: give files of one model."
+                )
+        self._ends = list(accumulate(part.n_rows for part in self._parts))
+        self.shape = (self._ends[-1], filled[0].n_features)
+        wide = any(part.dtype.itemsize == 8 for part in filled)
+        self.dtype = np.dtype(np.float64 if wide else np.float32)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __repr__(self):
+        n, d = self.shape
+        return f"<EmbeddingFiles: {n} x {d} {self.dtype} in {len(self.paths)} files>"
+
+    def __array__(self, dtype=None, copy=None):
+        if copy is False:
+            raise ValueError("Rows in files cannot be had without a copy.")
+        return next(self.chunks(len(self))).astype(dtype or self.dtype, copy=False)
+
+    def chunks(self, n_rows=None):
+        """Read the rows in order.
+
+        Parameters
+        ----------
+        n_rows : int, default=None
+            Rows in a chunk, across the bounds of files; the last may have fewer. None
+            is as many as fit into 32 MiB.
+
+        Yields
+        ------
+        chunk : ndarray of shape (`n_rows`, d)
+            The next rows, an array of its own.
+        """
+        if n_rows is None:
+            n_rows = max(1, CHUNK_BYTES // (self.shape[1] * self.dtype.itemsize))
+        n_rows = min(n_rows, len(self))
+        chunk, filled = None, 0
+        for part in self._parts:
+            for piece in part.pieces():
+                while len(piece):
+                    if chunk is None:
+                        chunk, filled = np.empty((n_rows, self.shape[1]), self.dtype), 0
+                    taken = piece[: n_rows - filled]
+                    chunk[filled : filled + len(taken)] = taken
+                    filled += len(taken)
+                    piece = piece[len(taken) :]
+                    if filled == n_rows:
+                        yield chunk
+                        chunk = None
+        if chunk is not None:
+            yield chunk[:filled]
+
+    def locate(self, row):
+        """Say where a row is.
+
+        Parameters
+        ----------
+        row : int
+            Number of the row, from 0.
+
+        Returns
+        -------
+        path : pathlib.Path
+            Its file.
+        row : int
+            Its number in that file, from 0.
+        """
+        part = bisect_right(self._ends, row)
+        return self.paths[part], row - (self._ends[part] - self._parts[part].n_rows)
+
+
+def _find(source, column):
+    if isinstance(source, list | tuple):
+        paths = [Path(path) for path in source]
+        if not paths:
+            raise ValueError("source is an empty list, expected paths of files.")
+        return paths
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"source is of type {type(source).__name__}, expected a path or a list of "
+            "paths."
+        )
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    suffix = ".npy" if column is None else ".parquet"
+    if path.is_dir():
+        found = list(path.glob(f"*{suffix}"))
+    else:
+        found = [Path(name) for name in glob.glob(str(source))]
+    if not found:
+        what = f"a folder without {suffix} files" if path.is_dir() else "no such file"
+        raise FileNotFoundError(
+            f"{source}: {what}. The working directory is {os.getcwd()!r}."
+        )
+    found.sort(key=_by_numbers)
+    _check_numbers(found)
+    return found
+
+
+def _by_numbers(path):
+    return [
+        int(text) if text.isdigit() else text for text in re.split(r"(\d+)", path.name)
+    ]
+
+
+def _check_numbers(paths):
+    """Find a part that is missing, and two series of parts in one folder."""
+    series = {}
+    for path in paths:
+        if number := re.fullmatch(r"(\D*)(\d+)", path.stem):
+            series.setdefault(number[1], []).append(int(number[2]))
+    if len(series) > 1 and len(set(map(tuple, series.values()))) == 1:
+        raise ValueError(
+            f"{paths[0].parent} holds several series of parts: {sorted(series)}. Give "
+            f"one of them as a pattern, such as '{min(series)}*{paths[0].suffix}'."
+        )
+    for prefix, numbers in series.items():
+        # Some writers count from 1; of these no one can tell whether part 0 is missing.
+        missing = sorted(set(range(min(1, numbers[0]), numbers[-1])) - set(numbers))
+        if missing and numbers[0] <= 1:
+            raise FileNotFoundError(
+                f"{paths[0].parent}: of the parts '{prefix}{numbers[0]}' to "
+                f"'{prefix}{numbers[-1]}', number {missing[0]} is missing "
+                f"({len(missing)} in all). Restore them, or give a list of files."
+            )
+
+
+def _open_part(path, column):
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. The working directory is {os.getcwd()!r}."
+        )
+    if column is not None:
+        return ParquetPart(path, column)
+    if path.suffix == ".parquet":
+        raise ValueError(
+            f"{path}: name the column that holds the embeddings: "
+            "EmbeddingFiles(..., column=...)."
+        )
+    return NpyPart(path)

@@ -1,0 +1,253 @@
+"""Fit and transform embeddings that lie in files, chunk by chunk."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from sklearn.base import clone
+
+from skclip_icm.embedding_files import CHUNK_BYTES, EmbeddingFiles
+
+
+def fit_files(X, icm, *, y=None, X_do=None, domains=None):
+    """Fit a transformer to embeddings in files, chunk by chunk.
+
+    The result is that of ``icm.fit`` on all rows at once, up to rounding. Memory is for
+    a chunk (32 MiB) and for the sums: two d x d matrices of float64, or one for each
+    class (and domain) with class and domain pairs.
+
+    Parameters
+    ----------
+    X : EmbeddingFiles, path or array of shape (n, d)
+        Embeddings. A path is what `EmbeddingFiles` takes. Arrays may be memory maps.
+    icm : ICMTransformer
+        Its parameters are used; it is left as it is.
+    y : array-like of shape (n,), default=None
+        Class labels, for domain and class pairs.
+    X_do : EmbeddingFiles, path, array or list of these, default=None
+        Counterparts of the rows of `X`, of the same shape. A list holds those of
+        several interventions.
+    domains : array-like of shape (n,), default=None
+        Domain labels, for domain pairs.
+
+    Returns
+    -------
+    icm : ICMTransformer
+        A new transformer, fitted. More rows can be added to it by its ``partial_fit``
+        and ``merge``.
+
+    Raises
+    ------
+    ValueError
+        If `X` and `X_do`, `y` or `domains` differ in length, widths differ, a value is
+        not finite (the error names file and row), or there are no pairs.
+
+    See Also
+    --------
+    transform_files : Write the transformed embeddings to files.
+    skclip_icm.distributed.fit_icm : The same on a cluster.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from skclip_icm import ICMTransformer
+    >>> from skclip_icm.out_of_core import fit_files
+    >>> from skclip_icm.datasets import make_causal_embeddings
+    >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/img_emb_0.npy", Z.copy())
+    ...     np.save(f"{folder}/do.npy", Z.counterparts[:, 0])
+    ...     icm = fit_files(
+    ...         f"{folder}/img_emb_*.npy",
+    ...         ICMTransformer(lam=10),
+    ...         X_do=f"{folder}/do.npy",
+    ...     )
+    >>> icm.n_samples_seen_, icm.n_components_
+    (1000, 16)
+    """
+    X = _as_rows(X)
+    several = isinstance(X_do, list)
+    counterparts = [] if X_do is None else X_do if several else [X_do]
+    counterparts = [_as_rows(rows) for rows in counterparts]
+    names = [f"X_do[{k}]" if several else "X_do" for k in range(len(counterparts))]
+    labels = {"y": y, "domains": domains}
+    labels = {key: np.asarray(v) for key, v in labels.items() if v is not None}
+    for name, rows in [*zip(names, counterparts, strict=True), *labels.items()]:
+        if len(rows) != len(X):
+            raise ValueError(
+                f"{name} has {len(rows)} rows, expected {len(X)}: one for each row of "
+                "X, in the same order."
+            )
+    icm, start = clone(icm), 0
+    n_rows = max(1, CHUNK_BYTES // (4 * X.shape[1] * (1 + len(counterparts))))
+    sources = [("X", X), *zip(names, counterparts, strict=True)]
+    for chunks in zip(*(_chunks(rows, n_rows) for _, rows in sources), strict=True):
+        stop = start + len(chunks[0])
+        its_labels = {key: values[start:stop] for key, values in labels.items()}
+        try:
+            add_chunk(icm, chunks[0], X_do=_stack(chunks[1:]), **its_labels)
+        except ValueError as error:
+            _raise_located(sources, chunks, start, error)
+            raise
+        start = stop
+    return find_directions(icm)
+
+
+def transform_files(X, icm, folder):
+    """Transform embeddings in files and write the result to files.
+
+    Parameters
+    ----------
+    X : EmbeddingFiles or path
+        Embeddings. A path is what `EmbeddingFiles` takes.
+    icm : ICMTransformer
+        A fitted transformer.
+    folder : path
+        Where to write. For each file of `X` it gets one ``.npy`` file of the same name
+        and number of rows; so rows still match other files, such as metadata. A file
+        appears when it is complete.
+
+    Returns
+    -------
+    Z : EmbeddingFiles
+        The files written.
+
+    Raises
+    ------
+    FileExistsError
+        If a file of that name is in the folder already.
+    ValueError
+        If `X` is not as wide as what `icm` was fitted to, or a value is not finite (the
+        error names file and row).
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from skclip_icm import ICMTransformer
+    >>> from skclip_icm.out_of_core import transform_files
+    >>> from skclip_icm.datasets import make_causal_embeddings
+    >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
+    >>> icm = ICMTransformer(lam=10).fit(Z)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/img_emb_0.npy", Z.copy())
+    ...     print(transform_files(f"{folder}/img_emb_0.npy", icm, f"{folder}/icm"))
+    <EmbeddingFiles: 1000 x 16 float32 in 1 files>
+    """
+    X = X if isinstance(X, EmbeddingFiles) else EmbeddingFiles(X)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [folder / f"{path.stem}.npy" for path in X.paths]
+    for i, target in enumerate(targets):
+        if target.exists() or target in targets[:i]:
+            raise FileExistsError(
+                f"{target} exists already, or two files of X have this name. Give "
+                "another folder."
+            )
+    for part, target in zip(X._parts, targets, strict=True):
+        _write(target, part, X.column, icm)
+    return EmbeddingFiles(targets)
+
+
+def add_chunk(icm, X, y=None, *, X_do=None, domains=None):
+    """Add the sums of a chunk; `partial_fit` but for the directions, O(d^3) each time.
+
+    Parameters
+    ----------
+    icm : ICMTransformer
+        Changed in place.
+    X, y, X_do, domains
+        As in its `partial_fit`.
+    """
+    so_far = getattr(icm, "_statistics", None)
+    icm._add(icm._summarise(X, y, X_do, domains, after=so_far))
+
+
+def find_directions(icm):
+    """Return `icm`, fitted to the chunks that `add_chunk` has added.
+
+    Parameters
+    ----------
+    icm : ICMTransformer
+        Changed in place.
+
+    Returns
+    -------
+    icm : ICMTransformer
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If there was no pair in all chunks together.
+    """
+    sums = icm._statistics
+    if not sums.n_pairs:
+        across = " lie in different domains" if sums.kind == "domain" else ""
+        raise ValueError(
+            f'pairs="{sums.kind}" finds no pairs: no two rows of one class{across}.'
+        )
+    icm._solve(sums)
+    return icm
+
+
+def _as_rows(X):
+    return EmbeddingFiles(X) if isinstance(X, str | os.PathLike) else X
+
+
+def _chunks(X, n_rows):
+    if isinstance(X, EmbeddingFiles):
+        return X.chunks(n_rows)
+    return (X[start : start + n_rows] for start in range(0, len(X), n_rows))
+
+
+def _stack(counterparts):
+    if len(counterparts) > 1:
+        return np.stack(counterparts, axis=1)
+    return counterparts[0] if counterparts else None
+
+
+def _raise_located(sources, chunks, start, error):
+    """Raise an error that names file and row if a value of the chunk is not finite."""
+    for (name, rows), chunk in zip(sources, chunks, strict=True):
+        finite = np.isfinite(np.asarray(chunk).reshape(len(chunk), -1)).all(axis=1)
+        if finite.all():
+            continue
+        row = start + int(finite.argmin())
+        where = f"row {row}"
+        if isinstance(rows, EmbeddingFiles):
+            where = "{}, row {}".format(*rows.locate(row))
+        raise ValueError(
+            f"{where}: NaN or infinity in {name}. Drop such rows, also from y and the "
+            "counterparts."
+        ) from error
+
+
+def _write(target, part, column, icm):
+    """Transform one file, chunk by chunk; nothing is left behind if that fails."""
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    dtype = np.dtype(np.float64 if part.dtype.itemsize == 8 else np.float32)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (part.n_rows, icm.n_components_),
+    }
+    try:
+        with open(unfinished, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            if part.n_rows:
+                for Z in _transformed(EmbeddingFiles([part.path], column), icm):
+                    np.ascontiguousarray(Z, dtype).tofile(file)
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _transformed(X, icm):
+    start = 0
+    for chunk in X.chunks():
+        try:
+            yield icm.transform(chunk)
+        except ValueError as error:
+            _raise_located([("X", X)], [chunk], start, error)
+            raise
+        start += len(chunk)

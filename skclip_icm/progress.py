@@ -1,0 +1,129 @@
+"""What is shown while images are encoded: nothing, unless it is asked for.
+
+`verbose` shows a bar. Where scikit-learn has callbacks (1.9), those that are set on an
+estimator or on a pipeline around it, such as its ``ProgressBar``, are told as well.
+"""
+
+import logging
+import time
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:  # scikit-learn < 1.9
+
+    class CallbackSupportMixin:
+        """Stands for scikit-learn's; there are no callbacks."""
+
+
+logger = logging.getLogger("skclip_icm")
+
+# The estimator that is being fitted, and its callback context.
+_FITTING = ContextVar("_FITTING", default=None)
+# Callbacks keep every step that they are told of, so they are told of few.
+_MAX_STEPS = 100
+
+
+@contextmanager
+def progress_bar(name, n_images, *, verbose):
+    """Tell how many images are done, how many a second, and the time left.
+
+    Parameters
+    ----------
+    name : str
+        What the bar is labelled with.
+    n_images : int
+        Number of images and counterparts to encode. Of none, as when all are in the
+        cache, nothing is told.
+    verbose : bool or int
+        Whether to show a bar. The log and callbacks are told in any case.
+
+    Yields
+    ------
+    bar : object
+        Its ``update(m)`` says that `m` more images are done.
+
+    Examples
+    --------
+    >>> from skclip_icm.progress import progress_bar
+    >>> with progress_bar("CLIPFeaturizer", 100, verbose=False) as bar:
+    ...     bar.update(64)
+    """
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        listeners = []
+        if n_images and verbose:
+            from tqdm.auto import tqdm
+
+            shown = stack.enter_context(tqdm(total=n_images, unit="img", desc=name))
+            listeners.append(shown.update)
+        if n_images and _FITTING.get() is not None:
+            listeners.append(stack.enter_context(_callback_task(n_images)))
+        yield _Bar(listeners)
+    if n_images:
+        seconds = time.perf_counter() - start
+        told = name, n_images, seconds, n_images / max(seconds, 1e-9)
+        logger.info("%s: encoded %d images in %.1f s, %.1f a second", *told)
+
+
+@contextmanager
+def tell_callbacks(estimator, X):
+    """Tell the callbacks of an estimator when its fit begins and ends.
+
+    What is encoded in between becomes a step of its own in scikit-learn's
+    ``ProgressBar``. Without callbacks in scikit-learn, nothing happens.
+
+    Parameters
+    ----------
+    estimator : estimator with CallbackSupportMixin
+        The estimator, within a method that `sklearn.base._fit_context` decorates.
+    X : object
+        What it is fitted on.
+    """
+    within = _FITTING.get() is not None
+    # An estimator within one of ours is a part of that one's fit.
+    part = within and not hasattr(estimator, "_parent_callback_ctx")
+    if part or not hasattr(estimator, "_init_callback_context"):
+        yield
+        return
+    # How often it encodes is not known: what is in the cache is not encoded.
+    context = estimator._init_callback_context(max_subtasks=None)
+    context.call_on_fit_task_begin(estimator=estimator, X=X)
+    token = _FITTING.set((estimator, context))
+    try:
+        yield
+    finally:
+        _FITTING.reset(token)
+    context.call_on_fit_task_end(estimator=estimator, X=X, reconstruction_attributes={})
+
+
+class _Bar:
+    def __init__(self, listeners):
+        self._listeners = listeners
+
+    def update(self, n_images):
+        for listener in self._listeners:
+            listener(n_images)
+
+
+@contextmanager
+def _callback_task(n_images):
+    """Tell the callbacks of the estimator being fitted about a share at a time."""
+    estimator, context = _FITTING.get()
+    n_steps = min(n_images, _MAX_STEPS)
+    task = context.subcontext(f"encode {n_images} images", max_subtasks=n_steps)
+    task.call_on_fit_task_begin(estimator=estimator)
+    done = told = 0
+
+    def update(n_more):
+        nonlocal done, told
+        done += n_more
+        while told < min(done * n_steps // n_images, n_steps):
+            told += 1
+            step = task.subcontext(f"images up to {told * n_images // n_steps}")
+            step.call_on_fit_task_begin(estimator=estimator)
+            step.call_on_fit_task_end(estimator=estimator)
+
+    yield update
+    task.call_on_fit_task_end(estimator=estimator)

@@ -1,0 +1,234 @@
+"""Thousands of broken images, and what they must not do to the good ones.
+
+They are read in a process of their own, so that a crash or a hang is seen as such and
+peak memory can be measured.
+"""
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broken_images import Corpus, _whole_files, encoded, make_corpus
+from PIL import Image
+
+from skclip_icm import CLIPFeaturizer, images
+from skclip_icm.cache import _MemoryStore
+from skclip_icm.encoder import Encoder, load_encoder
+from skclip_icm.images import ImageError, decode
+
+ROOT = Path(__file__).parents[1]
+MEBIBYTE = 2**20
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX paths")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def outcome(corpus):
+    """What a new process found out; see `_read_all`."""
+    text = json.dumps([[str(path) for path in paths] for paths in corpus])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=text,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,  # a hang, not a slow machine
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_the_corpus_is_large_and_always_the_same(corpus):
+    assert len(corpus.good) + len(corpus.broken) >= 2000
+    one, other = (dict(_whole_files(np.random.default_rng(0))) for _ in range(2))
+    assert one == other
+
+
+def test_good_images_do_not_notice_broken_ones(outcome):
+    assert outcome["good rows failed"] == 0
+    assert outcome["good rows changed"] == 0
+
+
+def test_rows_that_failed_are_nan_and_the_others_are_not(outcome):
+    assert outcome["failed rows not NaN"] == outcome["other rows NaN"] == 0
+    assert 2000 < outcome["n failed"]
+
+
+def test_raising_and_marking_agree_on_every_image(outcome):
+    assert outcome["verdicts that differ"] == []
+
+
+def test_errors_name_row_path_and_remedy(outcome):
+    assert outcome["unhelpful errors"] == []
+
+
+def test_no_image_takes_long(outcome):
+    assert outcome["slowest"][0] < 20, outcome["slowest"]
+
+
+def test_memory_is_bounded(outcome):
+    # One of the largest images that are allowed, in Pillow's four bytes a pixel, its
+    # copy, and what is smaller beside it.
+    allowed = 2 * 4 * images.MAX_PIXELS + 300 * MEBIBYTE
+    assert outcome["peak"] < allowed, outcome["peak"]
+
+
+def _read_all(corpus):
+    """Read all images, with both policies; run in a process of its own.
+
+    A cheap function of the pixels stands in for the model. Warnings are errors.
+    """
+    load_encoder("demo", None)
+    Encoder.encode_images = _thinned
+    logging.getLogger("skclip_icm").setLevel(logging.ERROR)
+    warnings.simplefilter("error")
+    before = _peak_bytes()
+
+    options = {"normalize": False, "n_jobs": 2, "cache": _MemoryStore()}
+    alone = CLIPFeaturizer("demo", **options).transform(corpus.good)
+    options["cache"] = _MemoryStore()
+    marking = CLIPFeaturizer("demo", on_error="nan", **options)
+    paths = corpus.good + corpus.broken
+    order = np.random.default_rng(0).permutation(len(paths))
+    shuffled = marking.transform([paths[i] for i in order])
+    rows = np.empty_like(shuffled)
+    rows[order] = shuffled
+    failed = set(order[marking.failed_].tolist())
+
+    raising = CLIPFeaturizer("demo", **options)  # with the rows that are cached now
+    differ, unhelpful, slowest = [], [], (0, "")
+    for i, path in enumerate(paths):
+        start = time.process_time()
+        try:
+            again = raising.transform([path])[0]
+        except ImageError as error:
+            text = str(error)
+            helpful = error.row == 0 and text.startswith("row 0: '")
+            if not (helpful and path[:100] in text and len(text) < 1000):
+                unhelpful.append(text)
+            same = i in failed
+        else:
+            same = i not in failed and np.array_equal(again, rows[i])
+        if not same:
+            differ.append(path)
+        slowest = max(slowest, (time.process_time() - start, path))
+    nan = np.isnan(rows)
+    is_failed = np.isin(np.arange(len(paths)), list(failed))
+    n_good = len(corpus.good)
+    return {
+        "n failed": len(failed),
+        "good rows failed": int(is_failed[:n_good].sum()),
+        "good rows changed": int((rows[:n_good] != alone).any(axis=1).sum()),
+        "failed rows not NaN": int((~nan[is_failed].all(axis=1)).sum()),
+        "other rows NaN": int(nan[~is_failed].any(axis=1).sum()),
+        "verdicts that differ": differ,
+        "unhelpful errors": unhelpful[:3],
+        "slowest": slowest,
+        "peak": _peak_bytes() - before,
+    }
+
+
+def _thinned(self, pixels):
+    return pixels.reshape(len(pixels), -1)[:, ::117][:, :1280].numpy() / 255.0
+
+
+def _peak_bytes():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def test_embeddings_are_those_of_a_run_without_broken_images(corpus):
+    """The same with the real encoder, in this process, on some of the files."""
+    good = corpus.good[::4]
+    broken = corpus.broken[:: len(corpus.broken) // 60]
+    options = {"on_error": "nan", "batch_size": 8}
+    alone = CLIPFeaturizer("demo", cache=_MemoryStore(), **options)
+    among = CLIPFeaturizer("demo", cache=_MemoryStore(), **options)
+    expected = alone.transform(good)
+    assert alone.failed_ == []
+    # Broken ones first, last and in between, so that batches differ.
+    mixed = broken[:20] + good[:9] + broken[20:40] + good[9:] + broken[40:]
+    Z = among.transform(mixed)
+    position = {path: row for row, path in enumerate(mixed)}
+    np.testing.assert_array_equal(Z[[position[path] for path in good]], expected)
+    assert 20 < len(among.failed_) <= len(broken)
+
+
+def test_what_a_user_does_with_warnings_decides_nothing():
+    """A damaged EXIF block that Pillow warns of may still say how to turn an image."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "x" * 30
+    content = encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)
+    # The text is said to be longer than the file.
+    content = content.replace(b"\0\0\0\x1f", b"\0\0\xff\xff")
+    sizes = set()
+    for action in ("ignore", "error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            filters = list(warnings.filters)
+            sizes.add(decode(content).size)
+            assert warnings.filters == filters
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("size", [(2, 600), (3000, 11)])
+def test_a_strip_of_pixels_is_refused_before_it_is_enlarged(size):
+    with pytest.raises(ImageError, match="row 7: .* 256 times as long"):
+        decode(np.zeros((*size, 3), np.uint8), 7)
+    assert decode(np.zeros((2, 512, 3), np.uint8)).size == (512, 2)
+
+
+@pytest.mark.parametrize(
+    "mode", ["L", "P", "1", "CMYK", "LA", "PA", "La", "RGBA", "I", "I;16", "F"]
+)
+def test_a_large_image_is_converted_in_bands_to_the_same_pixels(mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (23, 17, 4), dtype=np.uint8)
+    if mode in ("I", "I;16", "F"):
+        values = pixels[..., 0].astype(float)
+        dtypes = {"I": np.int32, "I;16": np.uint16, "F": np.float32}
+        scale = 1 / 256 if mode == "F" else 257
+        image = Image.fromarray((values * scale).astype(dtypes[mode]))
+    else:
+        image = Image.fromarray(pixels)
+        image = image.convert("LA").convert(mode) if mode == "La" else image
+        image = image if mode == "La" else image.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    assert image.mode == mode
+    whole = np.asarray(decode(image))
+    monkeypatch.setattr(images, "_BAND_PIXELS", 40)
+    np.testing.assert_array_equal(decode(image), whole)
+
+
+def test_large_images_are_decoded_and_resized_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(images, "LARGE_PIXELS", 50)
+    content = encoded(Image.new("RGB", (8, 8)), "PNG")
+    at_once = []
+
+    def resize(image):
+        at_once.append(images._locks.large.locked())
+        return image.resize((4, 4))
+
+    assert decode(content, resize=resize).size == (4, 4)
+    assert decode(np.zeros((4, 4), np.uint8), resize=resize).size == (4, 4)
+    assert at_once == [True, False]
+    assert not images._locks.large.locked()
+
+
+if __name__ == "__main__":
+    print(json.dumps(_read_all(Corpus(*json.load(sys.stdin)))))

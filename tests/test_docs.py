@@ -1,0 +1,73 @@
+"""What the pages of the documentation show runs, and what they point to exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from skclip_icm.datasets import fetch_elpv
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+# Blocks marked `py` are shown and not run: they need something that is not here.
+FRAGMENTS = {"speed"}  # a line or two each, not meant to run one after the other
+RUN = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([\w./-]+\.(?:md|rst))(?:#[\w-]+)?\)")
+WITH_CODE = [
+    page
+    for page in PAGES
+    if page.stem not in FRAGMENTS and RUN.search(page.read_text(encoding="utf-8"))
+]
+
+if not PAGES:
+    pytest.skip(
+        "The sources of the documentation are not here.", allow_module_level=True
+    )
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    text = page.read_text(encoding="utf-8")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    monkeypatch.chdir(tmp_path)
+    cells = fetch_elpv()
+    # Images and labels that a page may take as given.
+    names = {"images": cells.images[::60], "y": cells.target[::60]}
+    for block in RUN.finditer(text):
+        # Blank lines first, so that a traceback has the line of the page.
+        line = text.count("\n", 0, block.start(1))
+        code = compile("\n" * line + block[1], str(page), "exec")
+        try:
+            exec(code, names)
+        except ModuleNotFoundError as error:
+            if error.name.startswith("skclip_icm"):
+                raise
+            pytest.skip(f"needs {error.name}")
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_links_to_pages_that_exist(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        path = Path(target)
+        if path.parts[0] == "auto_examples":  # made from docs/examples by the build
+            made = path.stem == "index"
+            path = page.parent / "examples" / f"{path.stem}.py"
+            assert made or path.exists(), f"{page.name}: {target}"
+        else:
+            assert (page.parent / path).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_a_table_of_contents():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    listed = re.findall(r"^([a-z_]+)$", text, re.MULTILINE)
+    missing = {page.stem for page in PAGES} - {"index"} - set(listed)
+    assert not missing, f"in no toctree: {sorted(missing)}"
+
+
+def test_citation_names_the_authors_of_the_citation_file():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    for name in re.findall(r"family-names: (\w+)", citation):
+        assert f"{name}, " in page

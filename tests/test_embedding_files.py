@@ -1,0 +1,432 @@
+"""Embeddings in files: what is read, what fits, and what is refused."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.linalg import subspace_angles
+
+from skclip_icm import ICMTransformer, PairedEmbeddings
+from skclip_icm.datasets import make_causal_embeddings
+from skclip_icm.embedding_files import EmbeddingFiles
+from skclip_icm.out_of_core import fit_files, transform_files
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_causal_embeddings(n_samples=600, random_state=0)
+
+
+@pytest.fixture
+def folders(data, tmp_path):
+    """The same rows in two folders, in 12 parts that differ from one to the other."""
+    Z, Z_do = data.embeddings.copy(), data.embeddings.counterparts[:, 0]
+    save_parts(tmp_path / "img_emb", Z, range(100, 1200, 100))
+    save_parts(tmp_path / "do", Z_do, range(70, 840, 70))
+    return tmp_path
+
+
+def save_parts(folder, Z, cuts, name="img_emb"):
+    folder.mkdir()
+    for i, rows in enumerate(np.split(Z, cuts)):
+        np.save(folder / f"{name}_{i}.npy", rows)
+
+
+def assert_same_fit(icm, expected):
+    assert icm.n_samples_seen_ == expected.n_samples_seen_
+    assert icm.n_pairs_seen_ == expected.n_pairs_seen_
+    assert icm.components_.shape == expected.components_.shape
+    angles = subspace_angles(
+        *(np.float64(fitted.components_.T) for fitted in (icm, expected))
+    )
+    assert angles.max() <= 1e-6
+    np.testing.assert_allclose(icm.mean_, expected.mean_, atol=1e-7)
+    np.testing.assert_allclose(icm.scale_, expected.scale_, rtol=1e-9)
+
+
+def test_reads_numbered_parts_as_one_array(data, folders):
+    Z = EmbeddingFiles(folders / "img_emb")
+    assert [path.stem for path in Z.paths] == [f"img_emb_{i}" for i in range(12)]
+    assert Z.shape == data.embeddings.shape
+    assert Z.dtype == np.float32
+    np.testing.assert_array_equal(Z, data.embeddings)
+    assert [len(chunk) for chunk in Z.chunks(500)] == [500, 500, 200]
+    np.testing.assert_array_equal(np.concatenate(list(Z.chunks(7))), data.embeddings)
+    path, row = Z.locate(1105)
+    assert (path.name, row) == ("img_emb_11.npy", 5)
+
+
+def test_accepts_a_file_a_pattern_and_a_list(data, folders):
+    folder = folders / "img_emb"
+    np.save(folder / "other.npy", np.zeros((3, 3)))
+    assert EmbeddingFiles(folder / "img_emb_3.npy").shape[0] == 100
+    assert EmbeddingFiles(str(folder / "img_emb_*.npy")).shape[0] == 1200
+    chosen = EmbeddingFiles([folder / "img_emb_5.npy", folder / "img_emb_2.npy"])
+    np.testing.assert_array_equal(np.asarray(chosen)[:100], data.embeddings[500:600])
+
+
+@pytest.mark.parametrize("stored", [np.float16, ">f4", np.float64])
+def test_converts_chunk_by_chunk(data, tmp_path, stored):
+    Z = data.embeddings.copy().astype(stored)
+    np.save(tmp_path / "Z.npy", Z)
+    files = EmbeddingFiles(tmp_path / "Z.npy")
+    assert files.dtype == (np.float64 if stored is np.float64 else np.float32)
+    np.testing.assert_array_equal(files, Z.astype(files.dtype))
+
+
+def test_reads_column_major_and_skips_empty_parts(data, tmp_path):
+    Z = data.embeddings.copy()
+    np.save(tmp_path / "Z_0.npy", np.asfortranarray(Z[:700]))
+    np.save(tmp_path / "Z_1.npy", Z[:0])
+    np.save(tmp_path / "Z_2.npy", np.array([]))  # clip-retrieval, without an image
+    np.save(tmp_path / "Z_3.npy", Z[700:])
+    np.testing.assert_array_equal(EmbeddingFiles(tmp_path), Z)
+
+
+def test_fit_equals_one_fit_on_all_rows(data, folders):
+    expected = ICMTransformer(lam=10).fit(data.embeddings)
+    icm = fit_files(
+        folders / "img_emb", ICMTransformer(lam=10), X_do=str(folders / "do")
+    )
+    assert_same_fit(icm, expected)
+    # It holds its sums, so rows can be added to it.
+    assert icm.partial_fit(data.embeddings).n_samples_seen_ == 2400
+
+
+def test_many_small_chunks_give_the_same(data, folders, monkeypatch):
+    width = data.embeddings.shape[1]
+    monkeypatch.setattr("skclip_icm.out_of_core.CHUNK_BYTES", 2 * 4 * width * 13)
+    icm = fit_files(folders / "img_emb", ICMTransformer(lam=10), X_do=folders / "do")
+    assert_same_fit(icm, ICMTransformer(lam=10).fit(data.embeddings))
+
+
+@pytest.mark.parametrize("pairs", ["class", "domain"])
+def test_fits_class_and_domain_pairs(data, folders, pairs, monkeypatch):
+    monkeypatch.setattr("skclip_icm.out_of_core.CHUNK_BYTES", 50_000)
+    icm, y = ICMTransformer(pairs=pairs, lam=0.1), np.arange(1200) % 3
+    labels = {"y": y, "domains": data.domains}
+    fitted = fit_files(folders / "img_emb", icm, **labels)
+    Z = data.embeddings.copy()
+    assert_same_fit(fitted, icm.fit(Z, y, domains=data.domains))
+
+
+def test_several_interventions_and_memory_maps(data, folders):
+    Z, Z_do = data.embeddings.copy(), data.embeddings.counterparts[:, 0]
+    np.save(folders / "flipped.npy", Z_do[::-1])
+    mapped = np.load(folders / "flipped.npy", mmap_mode="r")
+    X_do = [folders / "do", mapped]
+    icm = fit_files(folders / "img_emb", ICMTransformer(), X_do=X_do)
+    both = np.stack([Z_do, Z_do[::-1]], axis=1)
+    assert_same_fit(icm, ICMTransformer().fit(PairedEmbeddings(Z, both)))
+
+
+def test_leaves_the_given_transformer_alone(folders):
+    icm = ICMTransformer()
+    fit_files(folders / "img_emb", icm, X_do=folders / "do")
+    assert not hasattr(icm, "components_")
+
+
+def test_given_pairs_of_different_length(data, folders):
+    Z = data.embeddings.copy()
+    with pytest.raises(ValueError, match="differ in length: 1200 and 1199"):
+        fit_files(folders / "img_emb", ICMTransformer(pairs=(Z, Z[1:])))
+
+
+def test_no_pairs(data, folders):
+    with pytest.raises(ValueError, match="finds no pairs"):
+        fit_files(folders / "img_emb", ICMTransformer(pairs="class"), y=range(1200))
+
+
+def test_rows_of_x_do_are_missing(folders):
+    os.remove(folders / "do" / "img_emb_11.npy")
+    with pytest.raises(ValueError, match=r"X_do has 770 rows, expected 1200"):
+        fit_files(folders / "img_emb", ICMTransformer(), X_do=folders / "do")
+
+
+def test_labels_are_missing(folders):
+    with pytest.raises(ValueError, match=r"y has 3 rows, expected 1200"):
+        fit_files(folders / "img_emb", ICMTransformer(), y=[0, 1, 1])
+
+
+@pytest.mark.parametrize("place", ["img_emb", "do"])
+def test_nan_is_found_by_file_and_row(data, folders, place):
+    path = folders / place / "img_emb_3.npy"
+    rows = np.load(path)
+    rows[7, 2] = np.nan
+    np.save(path, rows)
+    icm = ICMTransformer().partial_fit(data.embeddings)
+    before = pickle.dumps(icm)
+    name = "X_do" if place == "do" else "X"
+    message = rf"img_emb_3.npy, row 7: NaN or infinity in {name}\."
+    with pytest.raises(ValueError, match=message):
+        fit_files(folders / "img_emb", icm, X_do=folders / "do")
+    assert pickle.dumps(icm) == before
+
+
+def test_transform_writes_one_file_for_each(data, folders):
+    icm = ICMTransformer(lam=10).fit(data.embeddings)
+    np.save(folders / "img_emb" / "img_emb_12.npy", data.embeddings.copy()[:0])
+    out = transform_files(folders / "img_emb", icm, folders / "out")
+    names = [path.name for path in EmbeddingFiles(folders / "img_emb").paths]
+    assert [path.name for path in out.paths] == names
+    assert sorted(os.listdir(folders / "out")) == sorted(names)
+    expected = icm.transform(data.embeddings)
+    assert np.load(out.paths[4]).shape == (100, icm.n_components_)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    with pytest.raises(FileExistsError, match=r"img_emb_0.npy"):
+        transform_files(folders / "img_emb", icm, folders / "out")
+
+
+def test_a_failed_transform_leaves_no_half_file(data, folders):
+    icm = ICMTransformer().fit(data.embeddings)
+    path = folders / "img_emb" / "img_emb_1.npy"
+    rows = np.load(path)
+    rows[99] = np.inf
+    np.save(path, rows)
+    with pytest.raises(ValueError, match=r"img_emb_1.npy, row 99: NaN or infinity"):
+        transform_files(folders / "img_emb", icm, folders / "out")
+    assert os.listdir(folders / "out") == ["img_emb_0.npy"]
+
+
+def test_a_missing_part(folders):
+    os.remove(folders / "img_emb" / "img_emb_4.npy")
+    with pytest.raises(FileNotFoundError, match=r"number 4 is missing \(1 in all\)"):
+        EmbeddingFiles(folders / "img_emb")
+    # A list says what is wanted.
+    assert len(EmbeddingFiles(sorted((folders / "img_emb").iterdir()))) == 1100
+
+
+def test_two_series_in_one_folder(tmp_path):
+    for name in ("img_emb", "text_emb"):
+        for i in range(2):
+            np.save(tmp_path / f"{name}_{i}.npy", np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"\['img_emb_', 'text_emb_'\].*img_emb_\*"):
+        EmbeddingFiles(tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a folder without \.npy files"):
+        EmbeddingFiles(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        EmbeddingFiles(tmp_path / "nowhere.npy")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        EmbeddingFiles([tmp_path / "nowhere.npy"])
+    with pytest.raises(ValueError, match="empty list"):
+        EmbeddingFiles([])
+    with pytest.raises(TypeError, match="of type ndarray"):
+        EmbeddingFiles(np.eye(3))
+
+
+def test_parts_of_different_width(folders):
+    np.save(folders / "img_emb" / "img_emb_12.npy", np.ones((5, 3)))
+    message = r"img_emb_12.npy holds 3 features, .*img_emb_0.npy \d+"
+    with pytest.raises(ValueError, match=message):
+        EmbeddingFiles(folders / "img_emb")
+
+
+def test_x_do_of_another_width(folders):
+    np.save(folders / "narrow.npy", np.ones((1200, 3)))
+    with pytest.raises(ValueError, match="3 features"):
+        fit_files(folders / "img_emb", ICMTransformer(), X_do=folders / "narrow.npy")
+
+
+class Trap:
+    """Leaves a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    trap = np.array([[Trap(tmp_path / "sprung")]], dtype=object)
+    np.save(tmp_path / "Z.npy", trap, allow_pickle=True)
+    with pytest.raises(ValueError, match=r"Z.npy: the array is of dtype object"):
+        EmbeddingFiles(tmp_path / "Z.npy")
+    (tmp_path / "Z.npy").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(ValueError, match=r"Z.npy: this is not a NumPy file"):
+        EmbeddingFiles(tmp_path / "Z.npy")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones(4, np.float32), r"expected an array of shape \(n, d\), got \(4,\)"),
+        (np.ones((4, 2, 3)), r"got \(4, 2, 3\)"),
+        (np.ones((4, 2), np.int64), "dtype int64, expected float16"),
+        (np.ones((4, 2), complex), "dtype complex128"),
+        (np.ones((0, 2)), "no file there holds a row"),
+    ],
+)
+def test_arrays_that_are_no_embeddings(tmp_path, array, message):
+    np.save(tmp_path / "Z.npy", array)
+    with pytest.raises(ValueError, match=message):
+        EmbeddingFiles(tmp_path / "Z.npy")
+
+
+def test_files_that_are_cut_short(folders):
+    path = folders / "img_emb" / "img_emb_2.npy"
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(ValueError, match=r"img_emb_2.npy: the file is cut short"):
+        EmbeddingFiles(folders / "img_emb")
+    os.truncate(path, 3)
+    with pytest.raises(ValueError, match=r"img_emb_2.npy: this is not a NumPy file"):
+        EmbeddingFiles(folders / "img_emb")
+
+
+# Parquet
+
+
+@pytest.fixture
+def pa():
+    pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    return pytest.importorskip("pyarrow")
+
+
+def write_parquet(pa, path, column):
+    table = pa.table({"url": ["x"] * len(column), "embedding": column})
+    pa.parquet.write_table(table, path, row_group_size=250)
+
+
+def as_column(pa, Z, kind):
+    values = pa.array(Z.reshape(-1))
+    fixed = pa.FixedSizeListArray.from_arrays(values, Z.shape[1])
+    if kind == "tensor":
+        tensor = pa.fixed_shape_tensor(pa.from_numpy_dtype(Z.dtype), [Z.shape[1]])
+        return pa.ExtensionArray.from_storage(tensor, fixed)
+    value_type = pa.from_numpy_dtype(Z.dtype)
+    lists = {"list": pa.list_(value_type), "large_list": pa.large_list(value_type)}
+    return fixed if kind == "fixed" else fixed.cast(lists[kind])
+
+
+@pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "tensor"])
+def test_reads_parquet_columns(data, tmp_path, pa, kind):
+    Z = data.embeddings.copy()
+    for i, rows in enumerate([Z[:500], Z[:0], Z[500:]]):
+        path = tmp_path / f"metadata_{i}.parquet"
+        write_parquet(pa, path, as_column(pa, rows, kind))
+    files = EmbeddingFiles(tmp_path, column="embedding")
+    assert files.shape == Z.shape
+    np.testing.assert_array_equal(files, Z)
+    np.testing.assert_array_equal(np.concatenate(list(files.chunks(333))), Z)
+
+
+def test_fit_and_transform_parquet(data, tmp_path, pa):
+    Z, Z_do = data.embeddings.copy(), data.embeddings.counterparts[:, 0]
+    write_parquet(pa, tmp_path / "Z.parquet", as_column(pa, Z, "list"))
+    write_parquet(pa, tmp_path / "Z_do.parquet", as_column(pa, Z_do, "fixed"))
+    X, X_do = (
+        EmbeddingFiles(tmp_path / f"{name}.parquet", column="embedding")
+        for name in ("Z", "Z_do")
+    )
+    icm = fit_files(X, ICMTransformer(lam=10), X_do=X_do)
+    assert_same_fit(icm, ICMTransformer(lam=10).fit(data.embeddings))
+    out = transform_files(X, icm, tmp_path / "out")
+    assert [path.name for path in out.paths] == ["Z.npy"]
+    np.testing.assert_allclose(out, icm.transform(Z), atol=1e-6)
+
+
+def test_parquet_columns_that_are_no_embeddings(tmp_path, pa):
+    path = tmp_path / "part.parquet"
+    write_parquet(pa, path, pa.array([[1.0, 2.0], [3.0]]))
+    with pytest.raises(ValueError, match=r"no column 'clip'; it has \['url', 'emb"):
+        EmbeddingFiles(path, column="clip")
+    with pytest.raises(ValueError, match="'url' is of type string, expected lists of"):
+        EmbeddingFiles(path, column="url")
+    with pytest.raises(ValueError, match=r"part.parquet, row 1: .* 1 numbers, expec"):
+        np.asarray(EmbeddingFiles(path, column="embedding"))
+    write_parquet(pa, path, pa.array([[1, 2], [3, 4]]))
+    with pytest.raises(ValueError, match=r"is of type list<.*int64>, expected"):
+        EmbeddingFiles(path, column="embedding")
+    write_parquet(pa, path, pa.array([[1.0, 2.0], None]))
+    with pytest.raises(ValueError, match=r"part.parquet, row 1: .* holds 0 numbers"):
+        np.asarray(EmbeddingFiles(path, column="embedding"))
+
+
+def test_a_missing_value_in_parquet_is_nan(tmp_path, pa):
+    path = tmp_path / "part.parquet"
+    write_parquet(pa, path, pa.array([[1.0, 2.0], [None, 4.0], [0.0, 1.0]]))
+    X = EmbeddingFiles(path, column="embedding")
+    with pytest.raises(ValueError, match=r"part.parquet, row 1: NaN or infinity in X"):
+        fit_files(X, ICMTransformer(), X_do=np.ones((3, 2)))
+
+
+def test_a_parquet_file_needs_a_column_and_to_be_one(tmp_path, pa):
+    path = tmp_path / "part.parquet"
+    write_parquet(pa, path, pa.array([[1.0, 2.0]]))
+    with pytest.raises(ValueError, match="name the column"):
+        EmbeddingFiles(path)
+    path.write_bytes(b"no such thing" * 9)
+    with pytest.raises(ValueError, match=r"part.parquet: this is not a Parquet file"):
+        EmbeddingFiles(path, column="embedding")
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    (tmp_path / "part.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"skclip-icm\[parquet\]"):
+        EmbeddingFiles(tmp_path, column="embedding")
+
+
+# Memory
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from skclip_icm import ICMTransformer
+from skclip_icm.embedding_files import EmbeddingFiles
+from skclip_icm.out_of_core import fit_files, transform_files
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+folder, column = sys.argv[1], sys.argv[2] or None
+rows = np.random.default_rng(0).standard_normal((2000, 512), dtype=np.float32)
+ICMTransformer().fit(rows, X_do=rows + rows[::-1])
+X = EmbeddingFiles(f"{folder}/X*", column)
+for chunk in X.chunks(1):  # loads the readers
+    break
+before = peak()
+icm = fit_files(X, ICMTransformer(), X_do=EmbeddingFiles(f"{folder}/Y*", column))
+transform_files(X, icm, f"{folder}/out")
+print((peak() - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_memory_is_for_a_chunk_whatever_the_size_of_the_file(tmp_path, kind, request):
+    n, d = 60_000, 512  # 123 MB a file
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((n // 50, d), dtype=np.float32)
+    for name in ("X", "Y"):
+        moved = rows if name == "X" else rows + rows[::-1]
+        if kind == "npy":
+            np.save(tmp_path / f"{name}.npy", np.tile(moved, (50, 1)))
+            continue
+        pa = request.getfixturevalue("pa")
+        column = as_column(pa, np.tile(moved, (50, 1)), "fixed")
+        # One row group, as pyarrow writes up to a million rows.
+        pa.parquet.write_table(
+            pa.table({"Z": column}), tmp_path / f"{name}.parquet", use_dictionary=False
+        )
+    arguments = [tmp_path, "" if kind == "npy" else "Z"]
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    # MiB; two files of 117 MiB were read
+    assert float(run.stdout) < 160

@@ -1,0 +1,404 @@
+"""The encode loop: every image once, whatever the threads, processes and memory."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+from skclip_icm import CLIPFeaturizer
+from skclip_icm.cache import open_cache
+from skclip_icm.encode_loop import AS_IS, View, embed
+from skclip_icm.encoder import load_encoder
+from skclip_icm.image_input import ImageError
+from skclip_icm.images import decode
+from skclip_icm.parallel_encode import content_id, count_processes, count_threads
+from skclip_icm.progress import progress_bar
+
+
+class FakeEncoder:
+    """The mean colour of 4 x 4 images; remembers the sizes of its batches."""
+
+    device = torch.device("cpu")
+    fingerprint, n_features, image_size, max_batch_size = "fake", 3, (4, 4), None
+
+    def __init__(self, most=None):
+        self.most, self.sizes, self.lock = most, [], threading.Lock()
+
+    def resize(self, image):
+        return image.resize(self.image_size[::-1])
+
+    def encode_images(self, pixels):
+        with self.lock:
+            self.sizes.append(len(pixels))
+        if self.most is not None and len(pixels) > self.most:
+            raise torch.OutOfMemoryError
+        assert pixels.dtype == torch.uint8
+        return pixels.float().mean(dim=(2, 3)).numpy()
+
+
+class NoCache:
+    def get_many(self, keys):
+        return [None] * len(keys)
+
+    def put_many(self, keys, rows):
+        pass
+
+
+class CountingCache(NoCache):
+    def __init__(self):
+        self.keys = []
+
+    def put_many(self, keys, rows):
+        if np.shape(rows)[1] != 32:  # those are digests of files
+            self.keys += keys
+
+
+def run(items, encoder=None, views=(AS_IS,), store=None, **options):
+    options = {"batch_size": 4, "n_jobs": 1, "on_error": "raise", **options}
+    progress = lambda n: progress_bar("test", n, verbose=False)  # noqa: E731
+    encoder = FakeEncoder() if encoder is None else encoder
+    store = NoCache() if store is None else store
+    return embed(items, encoder, list(views), store, progress=progress, **options)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
+
+
+def test_rows_keep_their_order_whatever_the_batches_and_threads(images):
+    expected = images.mean(axis=(1, 2))
+    for batch_size in (1, 3, 50, 64):
+        for n_jobs in (1, 2, 5):
+            Z, failed = run(images, batch_size=batch_size, n_jobs=n_jobs)
+            assert_allclose(Z[:, 0], expected, rtol=1e-5)
+            assert failed == []
+
+
+def test_equal_images_are_encoded_once_and_filled_in_everywhere(images):
+    order = np.array([3, 1, 3, 3, 0, 1])
+    encoder, store = FakeEncoder(), CountingCache()
+    views = [AS_IS, View("flip", lambda image: image.transpose(0))]
+    Z, _ = run(images[order], encoder, views, store)
+    assert sum(encoder.sizes) == 3 * 2 == len(set(store.keys)) == len(store.keys)
+    assert_allclose(Z[:, 0], images[order].mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_size_that_fits_is_remembered_after_running_out_of_memory(images):
+    encoder = FakeEncoder(most=5)
+    Z, _ = run(images, encoder, batch_size=16)
+    assert_allclose(Z[:, 0], images.mean(axis=(1, 2)), rtol=1e-5)
+    assert encoder.sizes == [16, 8, 4, 4, 4, 4] + 8 * [4] + [2]
+    run(images, encoder, batch_size=16)
+    assert max(encoder.sizes[15:]) == 4  # and for the next call
+
+
+def test_one_image_that_does_not_fit_is_an_error_and_the_rest_is_kept(images):
+    encoder, store = FakeEncoder(most=0), CountingCache()
+    with pytest.raises(torch.OutOfMemoryError):
+        run(images, encoder, store=store)
+    assert encoder.sizes[:3] == [4, 2, 1]
+    assert store.keys == []
+
+
+def test_all_before_a_bad_image_is_kept(images):
+    items = [*images[:10], images[10].astype(int), *images[11:]]
+    store = CountingCache()
+    with pytest.raises(ImageError, match="row 10"):
+        run(items, store=store)
+    damaged = [png(image) for image in images]
+    damaged[10] = damaged[10][:40]
+    with pytest.raises(ImageError, match="row 10"):
+        run(damaged, store=store)
+    assert len(store.keys) == 10
+
+
+def test_a_file_that_changed_between_two_calls_is_encoded_again(images, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(png(images[0]))
+    store = open_cache(tmp_path / "cache")
+    for changed in (images[0], images[1]):
+        path.write_bytes(png(changed))
+        for age in (10, 9):  # seconds: old enough to be known by size and time
+            Z, _ = run([path], store=store)
+            assert_allclose(Z[0, 0], changed.mean(axis=(0, 1)), rtol=1e-5)
+            os.utime(path, (time.time() - age,) * 2)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "nan"])
+def test_a_file_that_changes_within_a_call_is_not_kept(on_error, images, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(png(images[0]))
+
+    class Late(CountingCache):
+        def get_many(self, keys):
+            if self.asked:  # first for the digest, then for the embedding
+                path.write_bytes(png(images[1]))
+            self.asked = True
+            return super().get_many(keys)
+
+        asked = False
+
+    store = Late()
+    if on_error == "raise":
+        with pytest.raises(ImageError, match="row 0.*image.png.*changed"):
+            run([path], store=store)
+    else:
+        Z, failed = run([path], store=store, on_error="nan")
+        assert failed == [0] and np.isnan(Z).all()
+    assert store.keys == []
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_torch_keeps_its_number_of_threads(images):
+    def available():
+        with_others = []
+        thread = threading.Thread(target=lambda: with_others.append(count()))
+        thread.start()
+        thread.join()
+        return count(), *with_others
+
+    count, before = torch.get_num_threads, torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        run(images, batch_size=2, n_jobs=4)
+        run(images, batch_size=2, n_jobs=2)
+        assert available() == (4, 4)
+    finally:
+        torch.set_num_threads(before)
+
+
+# Decoding at reduced size
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (900, 2000), (4000, 896), (3600, 3000)])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_reduced_jpeg_keeps_twice_what_the_model_sees(size, rotated, monkeypatch):
+    encoder = load_encoder("demo", None)
+    content = jpeg(size, orientation=6 if rotated else 1)
+    exact, reduced = decode(content), decode(content, target=encoder.image_size)
+    assert min(reduced.size) >= 2 * 224
+    assert reduced.size[0] < exact.size[0] and reduced.size[1] < exact.size[1]
+    ratios = np.array(exact.size) / reduced.size
+    assert_allclose(ratios[0], ratios[1], rtol=0.01)
+    pixels = [np.asarray(encoder.resize(im)).astype(int) for im in (exact, reduced)]
+    assert np.abs(pixels[0] - pixels[1]).mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_reduced_jpeg_suits_every_way_of_resizing(mode):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    preprocess = PreprocessCfg(size=224, resize_mode=mode)
+    steps = image_transform_v2(preprocess, is_train=False).transforms[:-3]
+    content = jpeg((2000, 1500))
+    sized = []
+    for image in (decode(content), decode(content, target=(224, 224))):
+        for step in steps:
+            image = step(image)
+        sized.append(np.asarray(image).astype(int))
+    assert sized[0].shape == sized[1].shape == (224, 224, 3)
+    assert np.abs(sized[0] - sized[1]).mean() < 1
+
+
+def test_content_id_differs_only_where_decoding_can():
+    target = (224, 224)
+    for size, differs in [((896, 896), True), ((2000, 895), False), ((9, 9), False)]:
+        content = jpeg(size)
+        assert (content_id(content) != content_id(content, target=target)) == differs
+    for content in (png(np.zeros((1000, 1000, 3), np.uint8)), np.zeros((999, 999))):
+        assert content_id(content) == content_id(content, target=target)
+    # What cannot be seen to be small counts as large.
+    damaged = jpeg((9, 9))[:20]
+    assert content_id(damaged) != content_id(damaged, target=target)
+
+
+def jpeg(size, orientation=1):
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(coarse).resize(size, Image.BICUBIC)
+    image.save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+# joblib's backends
+
+
+def test_what_joblib_is_configured_for_is_used(monkeypatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 7)
+    assert (count_processes(None), count_threads(None)) == (1, 7)
+    assert (count_processes(2), count_threads(2)) == (1, 2)
+    with joblib.parallel_config(n_jobs=3):
+        assert (count_processes(None), count_threads(None)) == (1, 3)
+        assert count_threads(2) == 2
+    with joblib.parallel_config("threading", n_jobs=3):
+        assert (count_processes(None), count_threads(None)) == (1, 3)
+    with joblib.parallel_config("loky", n_jobs=3):
+        assert (count_processes(None), count_processes(2)) == (3, 2)
+    with joblib.parallel_config("multiprocessing", n_jobs=3):
+        assert count_processes(None) == 1  # it forks
+    with joblib.parallel_config("sequential"):
+        assert (count_processes(2), count_threads(2)) == (1, 1)
+
+
+def test_worker_processes_give_the_same_embeddings(photographs, forward_rows):
+    featurizer = CLIPFeaturizer(
+        "demo", cache=NoCache(), batch_size=1, interventions="invert"
+    )
+    X = np.concatenate([photographs, photographs[:2]])
+    expected = featurizer.fit_transform(X)
+    expected_counterparts = expected.counterparts
+    with joblib.parallel_config("threading", n_jobs=2):
+        in_threads = featurizer.fit_transform(X)
+    assert_allclose(in_threads, np.asarray(expected), atol=1e-5)
+    before = forward_rows()
+    assert before == 6 + 6 + 6
+    cache = CountingCache()
+    featurizer.set_params(cache=cache)
+    with joblib.parallel_config("loky", n_jobs=2):
+        in_processes = featurizer.fit_transform(X)
+        counterparts = in_processes.counterparts
+    assert_allclose(in_processes, np.asarray(expected), atol=1e-5)
+    assert_allclose(counterparts, expected_counterparts, atol=1e-5)
+    assert len(cache.keys) == len(set(cache.keys)) == 12  # each row and view once
+    assert forward_rows() == before  # none in this process
+
+
+def test_worker_processes_on_bad_images(photographs, tmp_path, caplog):
+    content = [png(image) for image in photographs]
+    content[3] = content[3][:60]
+    cache = CountingCache()
+    featurizer = CLIPFeaturizer("demo", batch_size=2, cache=cache, on_error="nan")
+    with joblib.parallel_config("loky", n_jobs=2):
+        with caplog.at_level(logging.WARNING, logger="skclip_icm"):
+            Z = featurizer.transform(content)
+        assert featurizer.failed_ == [3]
+        assert_array_equal(np.isnan(Z).any(axis=1), np.arange(6) == 3)
+        assert "row 3" in caplog.text
+        cache.keys.clear()
+        with pytest.raises(ImageError, match="row 3"):
+            featurizer.set_params(on_error="raise").transform(content)
+    assert len(cache.keys) >= 2
+
+
+def test_dask_workers(photographs):
+    distributed = pytest.importorskip("distributed")
+    featurizer = CLIPFeaturizer("demo", cache=NoCache(), batch_size=2)
+    expected = featurizer.transform(photographs)
+    before = torch.get_num_threads()
+    cluster = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    )
+    with cluster, distributed.Client(cluster), joblib.parallel_config("dask"):
+        assert_allclose(featurizer.transform(photographs), expected, atol=1e-5)
+    assert torch.get_num_threads() == before
+
+
+def test_workers_of_a_search_start_no_processes():
+    with joblib.parallel_config("loky", n_jobs=2):
+        found = joblib.Parallel()(joblib.delayed(_counts)() for _ in range(2))
+    assert found == [1, 1]
+
+
+def _counts():
+    return count_processes(2)
+
+
+# Memory
+
+MEASURED = """
+import tracemalloc
+import numpy as np
+from test_encode_loop import FakeEncoder, run
+
+images = np.random.default_rng(0).integers(0, 256, (8_000, 4, 4, 3), np.uint8)
+encoder = FakeEncoder()
+run(images[:100], encoder)
+peaks = []
+for n in (2_000, 8_000):
+    tracemalloc.start()
+    Z, _ = run(images[:n], encoder, batch_size=64, n_jobs=2)
+    peaks.append(tracemalloc.get_traced_memory()[1] - Z.nbytes)
+    tracemalloc.stop()
+print((peaks[1] - peaks[0]) / 6_000)
+"""
+
+
+def test_memory_beyond_the_result_is_a_digest_for_each_image():
+    here = os.path.dirname(__file__)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED], env=env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    # 32 bytes in a Python object, in a list and for a while in a dict.
+    assert float(run.stdout) < 400
+
+
+# GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+def test_gpu_gives_what_the_cpu_gives(photographs):
+    on_cpu, on_gpu = (
+        CLIPFeaturizer("demo", device=device, cache=NoCache(), batch_size=2)
+        for device in ("cpu", "cuda")
+    )
+    Z = on_gpu.transform(photographs)
+    assert_allclose(Z, on_cpu.transform(photographs), atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+def test_batches_for_a_gpu_are_pinned(images):
+    pinned = []
+
+    class OnGPU(FakeEncoder):
+        device = torch.device("cuda:0")
+
+        def encode_images(self, pixels):
+            pinned.append(pixels.is_pinned())
+            return super().encode_images(pixels)
+
+    run(images, OnGPU())
+    assert all(pinned)
+
+
+def test_cache_of_this_process_is_asked_first(photographs, forward_rows):
+    featurizer = CLIPFeaturizer("demo", batch_size=2)
+    Z = featurizer.transform(photographs)
+    assert forward_rows() == 6
+    with joblib.parallel_config("loky", n_jobs=2):
+        assert_array_equal(featurizer.transform(photographs), Z)
+    assert open_cache(None).nbytes > 0
+
+
+def test_fake_encoder_is_all_that_the_loop_needs(images):
+    """What another encoder must offer, in place of a class to inherit."""
+    plain = SimpleNamespace(
+        device=torch.device("cpu"),
+        fingerprint="plain",
+        n_features=3,
+        image_size=(4, 4),
+        max_batch_size=None,
+        resize=lambda image: image,
+        encode_images=lambda pixels: pixels.float().mean(dim=(2, 3)).numpy(),
+    )
+    Z, _ = run(images, plain)
+    assert_allclose(Z[:, 0], images.mean(axis=(1, 2)), rtol=1e-5)
