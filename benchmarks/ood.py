@@ -27,7 +27,14 @@ from ood_benchmark.evaluate import (
     evaluate_fold,
     folds,
 )
-from ood_benchmark.tables import summarise, to_json, to_markdown
+from ood_benchmark.methods import METHODS
+from ood_benchmark.tables import (
+    from_json,
+    replace,
+    summarise,
+    to_json,
+    to_markdown,
+)
 from tqdm import tqdm
 
 import skclip_icm
@@ -51,22 +58,31 @@ def main(argv=None):
                 raise
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
-        result = run(task, options.seeds, options.n_jobs) | _setting(options)
-        text = to_json(summarise(result))
+        result = run(task, options.seeds, options.n_jobs, options.methods)
+        result |= _setting(options)
         path = options.results / f"ood-{task.name}.json"
-        path.write_text(text, encoding="utf-8")
+        if options.methods:
+            result = replace(from_json(path.read_text(encoding="utf-8")), result)
+        else:
+            result = summarise(result)
+        path.write_text(to_json(result), encoding="utf-8")
         print(f"Wrote {path}.")
     write_summary(options.results)
 
 
-def run(task, n_seeds=3, n_jobs=1):
+def run(task, n_seeds=3, n_jobs=1, methods=None):
     """Evaluate a data set; return what its JSON file holds, but for the setting."""
     start = time.perf_counter()
     seeds = range(n_seeds)
     left_out = [(seed, *fold) for seed in seeds for fold in folds(task)]
+    if methods:  # some only, and none of those that are fitted without each domain
+        left_out = []
     cases = [(case, seed) for seed in seeds for case in task.cases]
     calls = [
-        *(delayed(evaluate_case)(task, *call) for call in cases),
+        *(
+            delayed(evaluate_case)(task, *call, methods or tuple(METHODS))
+            for call in cases
+        ),
         *(delayed(evaluate_fold)(task, *fold, seed) for seed, *fold in left_out),
     ]
     parallel = Parallel(n_jobs, return_as="generator")
@@ -79,7 +95,7 @@ def run(task, n_seeds=3, n_jobs=1):
     }
     records, missing = [], {}
     for (case, seed), (found, lacking) in zip(cases, done, strict=False):
-        _add_left_out(found, case, seed, fold_results)
+        _add_left_out(found, case, seed, fold_results if not methods else None)
         records += found
         missing |= lacking
     return {
@@ -115,7 +131,7 @@ def _add_left_out(records, case, seed, fold_results):
     """Give each record its mean score in the domains left out, and their time."""
     sources, _ = case
     scored = []
-    for domain in sources:
+    for domain in sources if fold_results is not None else ():
         remaining = tuple(other for other in sources if other != domain)
         if remaining:
             scored.append((domain, *fold_results[seed, remaining]))
@@ -145,6 +161,13 @@ def _parse(argv):
         type=Path,
         default=[],
         help="folders laid out as domain/class/image, such as PACS",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        metavar="METHOD",
+        help="renew these rows of an earlier result, such as 'zero-shot'",
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each target")
     parser.add_argument("--n-jobs", type=int, default=2, help="processes")

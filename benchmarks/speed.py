@@ -42,7 +42,7 @@ SECTIONS = {
 }
 FULL = {
     "arrays": 256,
-    "jpegs": 128,
+    "jpegs": 192,
     "pngs": 256,
     "search": 100,
     "tall": (100_000, 512),

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -189,7 +188,7 @@ def test_torch_keeps_its_number_of_threads(images):
 
 @pytest.mark.parametrize("size", [(1200, 900), (900, 2000), (4000, 896), (3600, 3000)])
 @pytest.mark.parametrize("rotated", [False, True])
-def test_reduced_jpeg_keeps_twice_what_the_model_sees(size, rotated, monkeypatch):
+def test_reduced_jpeg_keeps_twice_what_the_model_sees(size, rotated):
     encoder = load_encoder("demo", None)
     content = jpeg(size, orientation=6 if rotated else 1)
     exact, reduced = decode(content), decode(content, target=encoder.image_size)
@@ -387,18 +386,3 @@ def test_cache_of_this_process_is_asked_first(photographs, forward_rows):
     with joblib.parallel_config("loky", n_jobs=2):
         assert_array_equal(featurizer.transform(photographs), Z)
     assert open_cache(None).nbytes > 0
-
-
-def test_fake_encoder_is_all_that_the_loop_needs(images):
-    """What another encoder must offer, in place of a class to inherit."""
-    plain = SimpleNamespace(
-        device=torch.device("cpu"),
-        fingerprint="plain",
-        n_features=3,
-        image_size=(4, 4),
-        max_batch_size=None,
-        resize=lambda image: image,
-        encode_images=lambda pixels: pixels.float().mean(dim=(2, 3)).numpy(),
-    )
-    Z, _ = run(images, plain)
-    assert_allclose(Z[:, 0], images.mean(axis=(1, 2)), rtol=1e-5)

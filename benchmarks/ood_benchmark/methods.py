@@ -24,9 +24,9 @@ WHITENINGS = {
     f"shrinkage={shrinkage}": {"method": "whitening", "shrinkage": shrinkage}
     for shrinkage in SHRINKAGES
 }
-ZERO_SHOT_SETTINGS = {f"lam={lam}": {"lam": lam} for lam in (0.1, 0.3, 1)} | {
+ZERO_SHOT_SETTINGS = {f"lam={lam}": {"lam": lam} for lam in (0.1, 0.3)} | {
     f"shrinkage={shrinkage}": {"method": "whitening", "shrinkage": shrinkage}
-    for shrinkage in (3, 10, 30, 100)
+    for shrinkage in (10, 30, 100)
 }
 
 

@@ -57,6 +57,53 @@ def summarise(result):
     return {**result, "methods": rows, "rules": rules}
 
 
+def replace(result, new):
+    """Put the rows of `new`, a run of some methods only, in place of those in `result`.
+
+    What each rule attains stays: it is about methods that are not replaced.
+    """
+    names = {record["method"] for record in new["records"]}
+    kept = [r for r in result["records"] if r["method"] not in names]
+    result = {**result, "records": kept + new["records"]}
+    result["date"] = new["date"]
+    for protocol, rows in result["methods"].items():
+        runs = _runs(result["records"], protocol)
+        for name in (name for name in METHODS if name in names or name not in rows):
+            picks = [
+                choose(
+                    [r for r in run if r["method"] == name], METHOD_RULE, new["views"]
+                )
+                for run in runs
+            ]
+            baseline = [
+                choose(
+                    [r for r in run if r["method"] == BASELINE],
+                    METHOD_RULE,
+                    new["views"],
+                )
+                for run in runs
+            ]
+            rows[name] = _value(picks, baseline, result["metrics"])
+    return result
+
+
+def from_json(text):
+    """Read what `to_json` has written, but for the times of single runs."""
+    result = json.loads(text)
+    columns, n_metrics = result.pop("columns"), len(result["metrics"])
+    records = []
+    for row in result["records"]:
+        record = dict(zip(columns[:5], row, strict=False))
+        record["scores"] = dict(zip(columns[5:-n_metrics], row[5:], strict=False))
+        record["metrics"] = row[-n_metrics:]
+        record["scores"] = {
+            name: math.nan if score is None else score
+            for name, score in record["scores"].items()
+        }
+        records.append(record)
+    return {**result, "records": records}
+
+
 def _with_recipe(result):
     """Add the row of what the documented rule chooses."""
     rows = {
