@@ -55,7 +55,9 @@ def embed(
         Rows that an actor gets in one call. The model's own batches are those of the
         featurizer.
     concurrency : int or tuple of two int, default=1
-        Number of actors, or their least and largest number, between which Ray chooses.
+        Number of actors. As long as the cluster has too few CPUs for all of them, they
+        are fewer, so that a CPU is left for reading the rows. A tuple: their least and
+        largest number, between which Ray chooses.
     num_cpus, num_gpus : float, default=None
         What Ray reserves for each actor. None is one CPU and no GPU. Reserve several
         CPUs and set `n_jobs` of the featurizer to as many if decoding is the
@@ -117,7 +119,7 @@ def embed(
     names = dataset.columns(fetch_if_missing=False)
     if names is not None:
         _check_columns(names, [column], added)
-    size = (concurrency,) * 2 if isinstance(concurrency, Integral) else concurrency
+    size = _pool_size(concurrency, num_cpus)
     return dataset.map_batches(
         _Embedder,
         fn_constructor_args=(featurizer, column, output, counterparts),
@@ -303,6 +305,24 @@ def _ray_data(dataset):
             "ray.data.Dataset, as ray.data.read_images or ray.data.read_parquet return."
         )
     return ray.data
+
+
+def _pool_size(concurrency, num_cpus):
+    """Least and largest number of actors.
+
+    Actors that have taken all CPUs would wait for rows for ever if these come from
+    tasks, such as reading files, which need a CPU too.
+    """
+    if not isinstance(concurrency, Integral):
+        return concurrency
+    import ray
+
+    if not ray.is_initialized():
+        ray.init()  # as Ray Data does when it runs
+    per_actor = 1 if num_cpus is None else num_cpus
+    others = ray.cluster_resources().get("CPU", 0) - 1
+    at_once = int(others // per_actor) if per_actor else concurrency
+    return max(1, min(concurrency, at_once)), concurrency
 
 
 def _check_featurizer(featurizer, counterparts):

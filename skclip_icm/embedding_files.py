@@ -58,7 +58,7 @@ class EmbeddingFiles:
     Examples
     --------
     >>> import numpy as np, tempfile
-    >>> from skclip_icm.embedding_files import EmbeddingFiles
+    >>> from skclip_icm import EmbeddingFiles
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for i in range(3):
     ...         np.save(f"{folder}/img_emb_{i}.npy", np.eye(4, 2, dtype=np.float16))

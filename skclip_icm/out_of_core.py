@@ -50,8 +50,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     Examples
     --------
     >>> import numpy as np, tempfile
-    >>> from skclip_icm import ICMTransformer
-    >>> from skclip_icm.out_of_core import fit_files
+    >>> from skclip_icm import ICMTransformer, fit_files
     >>> from skclip_icm.datasets import make_causal_embeddings
     >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -123,8 +122,7 @@ def transform_files(X, icm, folder):
     Examples
     --------
     >>> import numpy as np, tempfile
-    >>> from skclip_icm import ICMTransformer
-    >>> from skclip_icm.out_of_core import transform_files
+    >>> from skclip_icm import ICMTransformer, transform_files
     >>> from skclip_icm.datasets import make_causal_embeddings
     >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
     >>> icm = ICMTransformer(lam=10).fit(Z)

@@ -31,6 +31,7 @@ def ray():
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
+            address="local",
             num_cpus=2,
             include_dashboard=False,
             object_store_memory=120 * 2**20,
@@ -132,14 +133,16 @@ def test_bad_images_give_nan_or_an_error_that_names_the_cause(ray, images, tmp_p
     for path, image in zip(paths, images, strict=False):
         Image.fromarray(image).save(path)
     paths[2].write_bytes(b"no image")
-    names = [str(path) for path in paths]
-    dataset = dataset_of(ray, {"id": range(4), "path": names}, blocks=1)
     lenient = CLIPFeaturizer("demo", on_error="nan")
-    found = embed(dataset, lenient, column="path", output="Z").take_all()
-    Z = column(found, "Z")
+    # Actors must not take both CPUs while files are read.
+    files = ray.data.read_binary_files(str(tmp_path), include_paths=True)
+    found = embed(files, lenient, column="bytes", output="Z", concurrency=2).take_all()
+    Z = column([{**row, "id": row["path"]} for row in found], "Z")
     assert np.isnan(Z[2]).all()
     kept = [0, 1, 3]
     np.testing.assert_allclose(Z[kept], lenient.transform(images[:4])[kept], atol=1e-5)
+    names = [str(path) for path in paths]
+    dataset = dataset_of(ray, {"path": names}, blocks=1)
     with pytest.raises(Exception, match=r"2\.png.*not an image") as caught:
         embed(dataset, CLIPFeaturizer("demo"), column="path").take_all()
     assert "In a batch of 4, column 'path'." in str(caught.value)

@@ -101,7 +101,8 @@ def processes():
 
 def _encode_after_telling(ready, *arguments):
     ready.send(True)
-    encode(*arguments)
+    # At least 0.15 s for all batches, so that most kills come before the end.
+    encode(*arguments, before=lambda numbers: time.sleep(0.004))
 
 
 def test_sixty_kills_lose_no_finished_row(processes, tmp_path):

@@ -368,6 +368,27 @@ class TestDecode:
         with pytest.raises(ImageError, match="Expected one of JPEG, PNG"):
             decode(content + bytes(200), 0, "a.jpg")
 
+    def test_a_pillow_without_some_format(self, monkeypatch):
+        """AVIF came with Pillow 11.3, and builds may lack a library."""
+        content = encoded(picture(), "PNG")
+
+        def import_module(name):
+            if name == "PIL.AvifImagePlugin":
+                raise ImportError(name)
+
+        images._openers.cache_clear()
+        monkeypatch.setattr(images.importlib, "import_module", import_module)
+        lacking = dict(Image.OPEN)
+        lacking.pop("AVIF", None)
+        lacking["WEBP"] = (None, lambda prefix: "WEBP support not installed")
+        monkeypatch.setattr(Image, "OPEN", lacking)
+        try:
+            assert decode(content).size == (40, 30)
+            with pytest.raises(ImageError, match="WEBP support not installed"):
+                decode(b"RIFF    WEBPVP8 ")
+        finally:
+            images._openers.cache_clear()
+
     def test_pixel_bound_is_checked_before_decoding(self):
         header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
         content = bytearray(encoded(picture(), "PNG"))

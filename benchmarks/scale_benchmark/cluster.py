@@ -59,7 +59,8 @@ def embed_with_ray(ray, files, featurizer, actors):
         column="image",
         counterparts="embedding_do",
         batch_size=BLOCK_IMAGES,
-        concurrency=actors,
+        # All at once: these rows are in memory, so no CPU is needed to read them.
+        concurrency=(actors, actors),
     )
     return [
         (time.perf_counter(), len(batch["image"]))
@@ -103,6 +104,7 @@ def main(actors, images, rows, width, seed):
     import ray
 
     ray.init(
+        address="local",
         num_cpus=actors,
         include_dashboard=False,
         object_store_memory=max(120 * 2**20, 6 * 8 * rows * width),
