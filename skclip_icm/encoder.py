@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
     wanted = source, device, dtype, bool(compile)
     with _lock:
         if wanted not in _encoders:
-            encoder = Encoder(*wanted)
+            encoder = _in_new_thread(Encoder, *wanted)
             # The same weights may have been reached by another name or dtype="auto".
             _encoders[wanted] = next(
                 (
@@ -261,12 +262,15 @@ class Encoder:
         WeightsNotFoundError
             If the tokenizer's files cannot be had.
         """
-        import torch
-
         _check_texts(texts)
         with _lock:
             if self._tokenize is None:
                 self._tokenize = create_tokenizer(self._source)
+        return _in_new_thread(self._encode_texts, texts)
+
+    def _encode_texts(self, texts):
+        import torch
+
         parts = []
         with torch.inference_mode():
             for start in range(0, len(texts), _MAX_TEXTS):
@@ -291,6 +295,16 @@ class Encoder:
                 f"compile=True: torch cannot compile {self._source.name} here: {error}"
                 "\nInstall a C++ compiler (and Triton for a GPU), or set compile=False."
             ) from error
+
+
+def _in_new_thread(function, *args):
+    """Call a function that runs a model, in a thread of its own.
+
+    In a process that was forked, OpenMP waits for ever for threads that the forking
+    thread had and that are not there any more. A new thread has none to wait for.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _find_device(device):

@@ -5,7 +5,6 @@ import warnings
 from numbers import Integral, Real
 
 from sklearn.base import (
-    BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     _fit_context,
@@ -23,15 +22,16 @@ from skclip_icm.arrays import check_same_library, is_mapped, map_rows
 from skclip_icm.directions import solve
 from skclip_icm.merging import check_mergeable
 from skclip_icm.pair_statistics import PairStatistics
-from skclip_icm.pairs import find_paired
+from skclip_icm.pairs import find_paired, without_token
 from skclip_icm.progress import CallbackSupportMixin, tell_callbacks
+from skclip_icm.versioning import VersionedEstimator
 
 
 class ICMTransformer(
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
-    BaseEstimator,
+    VersionedEstimator,
 ):
     r"""Project embeddings on the directions that interventions do not move.
 
@@ -46,10 +46,9 @@ class ICMTransformer(
     Parameters
     ----------
     n_components : "auto", int, float or None, default="auto"
-        Number of directions to keep. "auto" keeps those with a positive eigenvalue:
-        their variance in the data exceeds `lam` times what the intervention causes. A
-        float in (0, 1) keeps the fewest directions that hold this share of the sum of
-        the positive eigenvalues. None keeps all.
+        Number of directions to keep. "auto": those with a positive eigenvalue, whose
+        variance exceeds `lam` times what the intervention causes. A float in (0, 1):
+        the fewest that hold this share of the sum of positive eigenvalues. None: all.
     lam : float, default=1.0
         Weight :math:`\lambda` of the variation that the intervention causes. As it
         grows, only the null space of :math:`S_{do}` is left.
@@ -84,7 +83,7 @@ class ICMTransformer(
     mean_ : ndarray of shape (`n_features_in_`,)
         Mean of the training rows; zeros if `center` is False.
     scale_ : float
-        The number that the output is multiplied by.
+        What the output is multiplied by.
     eigenvalues_ : ndarray of shape (`n_features_in_`,)
         Eigenvalues, descending: of :math:`S - \lambda S_{do}` for the projection, of
         the whitening matrix for the whitening.
@@ -96,8 +95,7 @@ class ICMTransformer(
     n_samples_seen_, n_pairs_seen_ : int
         Number of training rows and of pairs.
     pairs_ : str
-        Source of the pairs: "interventional", "domain", "class" or "given"; for two
-        sources, such as "interventional+given".
+        Their source, such as "interventional" or "interventional+given".
     n_features_in_ : int
         Width of the training rows.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -110,8 +108,7 @@ class ICMTransformer(
 
     Notes
     -----
-    Fitting takes time :math:`O(n d^2 + d^3)` and, beside the input, memory
-    :math:`O(d^2)`; memory maps are read in chunks. Sums are in float64.
+    Time :math:`O(n d^2 + d^3)`, memory :math:`O(d^2)`; sums are in float64.
 
     References
     ----------
@@ -244,8 +241,8 @@ class ICMTransformer(
         so_far = getattr(self, "_statistics", None)
         if so_far is None and hasattr(self, "components_"):
             warnings.warn(
-                "fit keeps no sums, so partial_fit starts anew and the rows that fit "
-                "has seen do not count. Use partial_fit for all rows.",
+                "fit keeps no sums, so partial_fit starts anew without the rows that "
+                "fit has seen. Use partial_fit for all rows.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -259,8 +256,7 @@ class ICMTransformer(
         Parameters
         ----------
         other : ICMTransformer
-            One with the same parameters that has seen other rows by `partial_fit`.
-            It is left as it is.
+            One with the same parameters that has seen others; it stays as it is.
 
         Returns
         -------
@@ -363,6 +359,7 @@ class ICMTransformer(
             ensure_all_finite=not is_mapped(X),  # else below, in the small output
         )
         check_same_library(X, self, method)
+        X = without_token(X)
         directions = xp.astype(self.components_ * scale, X.dtype, copy=False)
         mean = self.mean_ if method == "transform" else xp.zeros_like(self.mean_)
         mapped = map_rows(X, directions, xp.astype(mean, X.dtype) @ directions.T)
@@ -381,6 +378,7 @@ class ICMTransformer(
             ensure_all_finite=False,
             ensure_min_samples=1 if kwargs.get("mergeable", True) else 2,
         )
+        X = without_token(X)
         if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:
             raise ValueError(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "

@@ -290,6 +290,11 @@ def _selects_rows(key, selected):
     return len(key) in (1, 2) and key[0] is not None and everything
 
 
+def without_token(X):
+    """`X` in a plain dtype: what is computed from it does not carry our token on."""
+    return _plain(X) if getattr(X.dtype, "metadata", None) else X
+
+
 def _plain(paired):
     """The embeddings as a base array without our token in the dtype."""
     return np.asarray(paired).view(np.dtype(paired.dtype.str))

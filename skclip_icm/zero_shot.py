@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
+from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.multiclass import check_classification_targets
@@ -15,9 +15,10 @@ from skclip_icm.cache import open_cache
 from skclip_icm.captions import check_templates, check_texts, fill
 from skclip_icm.pairs import find_paired
 from skclip_icm.progress import CallbackSupportMixin, tell_callbacks
+from skclip_icm.versioning import VersionedEstimator
 
 
-class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimator):
     r"""Classify images by the names of the classes, in the invariant subspace.
 
     With the embeddings :math:`f_I(x)` of an image, :math:`f_T(t_c)` of the prompts of
