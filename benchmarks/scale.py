@@ -35,7 +35,6 @@ FULL = {
     "d": (256, 512, 1024, 2048),
     "fixed_n": 100_000,
     "fixed_d": 512,
-    "repeats": 3,
     "actors": (0, 1, 2),
     "images": 640,
     "rows": 65_536,
@@ -61,7 +60,7 @@ def main(argv=None):
     earlier = path.read_text(encoding="utf-8") if path.exists() else "{}"
     result = json.loads(earlier) if options.only else {}
     result |= setting()
-    size = QUICK if options.quick else FULL
+    size = QUICK if options.quick else FULL | {"repeats": options.repeats}
     if "fits" in options.parts:
         result["fits"] = measure_fits(size)
     if "cluster" in options.parts:
@@ -187,6 +186,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--only", choices=PARTS, help="measure this, keep the rest")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each fit")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where to write")
     parser.add_argument(
         "--rate", type=float, default=1000, help="images/s of a worker to assume"

@@ -69,20 +69,24 @@ def main(argv=None):
     path = options.results / "speed.json"
     options.results.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    sections = {}
+    sections = known.get("sections", {})
     with tempfile.TemporaryDirectory() as folder:
         job = _job(Path(folder), options)
         for name in options.only or SECTIONS:
             print(f"{name} ...", flush=True)
             sections[name] = _run(SECTIONS[name], job)
-    sections = {**known.get("sections", {}), **sections}
+            # At once: what is measured survives an interruption.
+            _write(sections, job, path)
+
+
+def _write(sections, job, path):
     result = {
         "setting": _setting(job),
         "sections": {name: sections[name] for name in SECTIONS if name in sections},
     }
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     text = to_markdown(result)
-    (options.results / "speed.md").write_text(text, encoding="utf-8")
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
 
