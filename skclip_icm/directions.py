@@ -127,4 +127,6 @@ def _oas_ratio(S, n_samples):
     numerator = (1 - 2 / d) * square_trace + trace_squared
     denominator = (n_samples + 1 - 2 / d) * (square_trace - trace_squared / d)
     rho = numerator / denominator if denominator > numerator else 1.0
-    return rho / max(1 - rho, np.finfo(float).eps)
+    # Beyond a million times the mean of its eigenvalues, S itself plays no part, and
+    # the rounding of 1 - rho should not either.
+    return rho / max(1 - rho, 1e-6)
