@@ -120,8 +120,9 @@ def test_embeds_and_fits_as_on_one_machine_although_an_actor_dies(
     np.testing.assert_array_equal(column(found, "image"), images)
     Z = featurizer.intervene(images)
     assert column(found, "embedding").dtype == np.float32
-    np.testing.assert_allclose(column(found, "embedding"), Z, atol=1e-5)
-    np.testing.assert_allclose(column(found, "do"), Z.counterparts, atol=1e-5)
+    # Batches of other sizes are rounded otherwise.
+    np.testing.assert_allclose(column(found, "embedding"), Z, atol=1e-4)
+    np.testing.assert_allclose(column(found, "do"), Z.counterparts, atol=1e-4)
 
     icm = fit_icm(embedded, ICMTransformer(), counterparts="do", batch_size=4)
     paired = column(found, "embedding"), column(found, "do")
@@ -140,7 +141,7 @@ def test_bad_images_give_nan_or_an_error_that_names_the_cause(ray, images, tmp_p
     Z = column([{**row, "id": row["path"]} for row in found], "Z")
     assert np.isnan(Z[2]).all()
     kept = [0, 1, 3]
-    np.testing.assert_allclose(Z[kept], lenient.transform(images[:4])[kept], atol=1e-5)
+    np.testing.assert_allclose(Z[kept], lenient.transform(images[:4])[kept], atol=1e-4)
     names = [str(path) for path in paths]
     dataset = dataset_of(ray, {"path": names}, blocks=1)
     with pytest.raises(Exception, match=r"2\.png.*not an image") as caught:

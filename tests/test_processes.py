@@ -157,7 +157,7 @@ def test_a_fork_while_threads_encode(pipe, images):
 
 
 FORK = """
-import multiprocessing, sys
+import multiprocessing, sys, time
 import numpy as np, torch
 from skclip_icm import CLIPFeaturizer
 from skclip_icm.encoder import unload_encoders
@@ -172,9 +172,10 @@ torch.ones(500, 500) @ torch.ones(500, 500)  # starts the threads of OpenMP
 featurizer = CLIPFeaturizer("demo")
 texts = [f"a photo of a cat, number {i}" for i in range(100)]
 expected = featurizer.encode_text(texts)
+time.sleep(1)  # the threads of the last call have ended by then
 child = multiprocessing.get_context("fork").Process(target=work)
 child.start()
-child.join(60)
+child.join(300)  # it hangs, or it takes a second
 child.kill()
 sys.exit(child.exitcode != 0)
 """
