@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _encoders = {}
 _lock = threading.RLock()
+_PROCESS = os.getpid()
 
 
 def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile=False):
@@ -72,7 +74,7 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
     wanted = source, device, dtype, bool(compile)
     with _lock:
         if wanted not in _encoders:
-            encoder = _in_new_thread(Encoder, *wanted)
+            encoder = _in_usable_thread(Encoder, *wanted)
             # The same weights may have been reached by another name or dtype="auto".
             _encoders[wanted] = next(
                 (
@@ -266,7 +268,7 @@ class Encoder:
         with _lock:
             if self._tokenize is None:
                 self._tokenize = create_tokenizer(self._source)
-        return _in_new_thread(self._encode_texts, texts)
+        return _in_usable_thread(self._encode_texts, texts)
 
     def _encode_texts(self, texts):
         import torch
@@ -297,12 +299,15 @@ class Encoder:
             ) from error
 
 
-def _in_new_thread(function, *args):
-    """Call a function that runs a model, in a thread of its own.
+def _in_usable_thread(function, *args):
+    """Call a function that runs a model; after a fork, in a thread of its own.
 
-    In a process that was forked, OpenMP waits for ever for threads that the forking
-    thread had and that are not there any more. A new thread has none to wait for.
+    In a forked process, OpenMP waits for ever for threads that the forking thread had
+    and that are not there any more. A new thread has none to wait for. Elsewhere a new
+    thread would do harm: a fork while its helpers end leaves their locks locked.
     """
+    if os.getpid() == _PROCESS:
+        return function(*args)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function, *args).result()
 
