@@ -14,11 +14,11 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
+from machine import cpu, installed
 from ood_benchmark.data import LOADERS, load_task
 from ood_benchmark.evaluate import (
     LEFT_OUT,
@@ -189,28 +189,14 @@ def _setting(options):
     return {
         "model": " ".join(filter(None, [options.model, options.pretrained])),
         "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "n_jobs": options.n_jobs,
         "python": platform.python_version(),
         "versions": {
             "skclip-icm": skclip_icm.__version__,
-            **{name: _version(name) for name in PACKAGES},
+            **{name: installed(name) for name in PACKAGES},
         },
     }
-
-
-def _version(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu():
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

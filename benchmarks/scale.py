@@ -11,13 +11,12 @@ measurement runs in a process of its own.
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from machine import cpu, installed
 from scale_benchmark.cluster import SIDE
 from scale_benchmark.cost import IMAGES, cost, merge_seconds
 from scale_benchmark.fits import METHODS, write_pairs
@@ -166,19 +165,14 @@ def draw(result, folder):
 
 
 def setting():
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            pass  # of a part that is left out
+    versions = {name: installed(name) for name in PACKAGES}
     return {
         "seed": SEED,
         "date": time.strftime("%Y-%m-%d"),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu(),
         "n_cpus": os.cpu_count(),
         "load_average": os.getloadavg(),
-        "versions": versions,
+        "versions": {name: v for name, v in versions.items() if v},
     }
 
 

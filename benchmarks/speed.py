@@ -14,11 +14,11 @@ import os
 import platform
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from machine import cpu, cpuinfo, installed
 from speed_benchmark.encoding import jpegs, pngs, ready_arrays, warm_cache
 from speed_benchmark.fitting import fit_tall, fit_wide
 from speed_benchmark.inputs import random_weights
@@ -120,25 +120,11 @@ def _setting(job):
         "dtype": job.dtype,
         "seed": SEED,
         "n_cores": job.n_cores,
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "cpu_flags": [f for f in FLAGS if f in _cpuinfo("flags").split()],
+        "cpu": cpu(),
+        "cpu_flags": [f for f in FLAGS if f in cpuinfo("flags").split()],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in PACKAGES},
     }
-
-
-def _version(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpuinfo(field):
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(field)]
-    return found[0] if found else ""
 
 
 def _parse(argv):

@@ -15,7 +15,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import clone
 
-from skclip_icm.out_of_core import add_chunk, find_directions
+from skclip_icm.out_of_core import find_directions
 
 
 def embed(
@@ -259,8 +259,7 @@ def _summarise(batch, icm, columns):
         parts = {part: batch[name] for part, name in columns.items()}
         for part in {"X", "X_do"} & parts.keys():
             parts[part] = _floats(parts[part], columns[part])
-        add_chunk(icm, parts.pop("X"), **parts)
-        result[0] = icm._statistics
+        result[0] = icm._add_rows(**parts)
     except (TypeError, ValueError) as error:
         result[0] = error
     return {"sums": result, "n_features": [getattr(icm, "n_features_in_", 0)]}

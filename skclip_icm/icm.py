@@ -238,15 +238,14 @@ class ICMTransformer(
         >>> icm.merge(ICMTransformer(lam=10).partial_fit(Z[500:])).n_samples_seen_
         1000
         """
-        so_far = getattr(self, "_statistics", None)
-        if so_far is None and hasattr(self, "components_"):
+        if hasattr(self, "components_") and self._statistics is None:
             warnings.warn(
                 "fit keeps no sums, so partial_fit starts anew without the rows that "
                 "fit has seen. Use partial_fit for all rows.",
                 UserWarning,
                 stacklevel=3,
             )
-        self._solve(self._add(self._summarise(X, y, X_do, domains, after=so_far)))
+        self._solve(self._add_rows(X, y, X_do, domains))
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -387,6 +386,11 @@ class ICMTransformer(
         return PairStatistics(
             self.pairs, X, paired=paired, y=y, X_do=X_do, domains=domains, **kwargs
         )
+
+    def _add_rows(self, X, y=None, X_do=None, domains=None):
+        """Add the sums of a chunk, without O(d^3) for directions; return all sums."""
+        so_far = getattr(self, "_statistics", None)
+        return self._add(self._summarise(X, y, X_do, domains, after=so_far))
 
     def _add(self, piece):
         so_far = getattr(self, "_statistics", None)

@@ -84,7 +84,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
         stop = start + len(chunks[0])
         its_labels = {key: values[start:stop] for key, values in labels.items()}
         try:
-            add_chunk(icm, chunks[0], X_do=_stack(chunks[1:]), **its_labels)
+            icm._add_rows(chunks[0], X_do=_stack(chunks[1:]), **its_labels)
         except ValueError as error:
             _raise_located(sources, chunks, start, error)
             raise
@@ -146,22 +146,8 @@ def transform_files(X, icm, folder):
     return EmbeddingFiles(targets)
 
 
-def add_chunk(icm, X, y=None, *, X_do=None, domains=None):
-    """Add the sums of a chunk; `partial_fit` but for the directions, O(d^3) each time.
-
-    Parameters
-    ----------
-    icm : ICMTransformer
-        Changed in place.
-    X, y, X_do, domains
-        As in its `partial_fit`.
-    """
-    so_far = getattr(icm, "_statistics", None)
-    icm._add(icm._summarise(X, y, X_do, domains, after=so_far))
-
-
 def find_directions(icm):
-    """Return `icm`, fitted to the chunks that `add_chunk` has added.
+    """Return `icm`, fitted to the chunks that have been added to it.
 
     Parameters
     ----------

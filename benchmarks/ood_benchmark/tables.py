@@ -32,18 +32,14 @@ def summarise(result):
         runs = _runs(records, protocol)
         if not runs:
             continue
-        chosen = {method: [] for method in METHODS}
-        by_rule = {rule: [] for rule in RULES}
-        for run in runs:
-            for method in METHODS:
-                own = [record for record in run if record["method"] == method]
-                chosen[method].append(choose(own, METHOD_RULE, views))
-            for rule in RULES:
-                by_rule[rule].append(choose(candidates(run), rule, views))
-        baseline = chosen[BASELINE]
+        by_rule = {
+            rule: [choose(candidates(run), rule, views) for run in runs]
+            for rule in RULES
+        }
+        baseline = _picks(runs, BASELINE, views)
         rows[protocol] = {
-            name: _value(picks, baseline, result["metrics"])
-            for name, picks in chosen.items()
+            name: _value(_picks(runs, name, views), baseline, result["metrics"])
+            for name in METHODS
         }
         rules[protocol] = {
             rule: _value(picks, baseline, result["metrics"])
@@ -68,23 +64,19 @@ def replace(result, new):
     result["date"] = new["date"]
     for protocol, rows in result["methods"].items():
         runs = _runs(result["records"], protocol)
+        baseline = _picks(runs, BASELINE, new["views"])
         for name in (name for name in METHODS if name in names or name not in rows):
-            picks = [
-                choose(
-                    [r for r in run if r["method"] == name], METHOD_RULE, new["views"]
-                )
-                for run in runs
-            ]
-            baseline = [
-                choose(
-                    [r for r in run if r["method"] == BASELINE],
-                    METHOD_RULE,
-                    new["views"],
-                )
-                for run in runs
-            ]
+            picks = _picks(runs, name, new["views"])
             rows[name] = _value(picks, baseline, result["metrics"])
     return result
+
+
+def _picks(runs, method, views):
+    """The record of each run whose setting of a method is chosen."""
+    return [
+        choose([r for r in run if r["method"] == method], METHOD_RULE, views)
+        for run in runs
+    ]
 
 
 def from_json(text):
