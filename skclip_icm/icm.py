@@ -401,4 +401,4 @@ class ICMTransformer(
         if statistics.n_pairs:  # none if all labels so far are alone
             params = self.get_params(deep=False)
             del params["pairs"]
-            vars(self).update(solve(statistics, **params))
+            self.__dict__.update(solve(statistics, **params))

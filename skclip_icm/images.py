@@ -224,7 +224,7 @@ def _pillow_not_warning():
     mess. Here each caller takes out what it put in, from the list it put it into.
     Without this, a user's ``-W error`` would decide which images can be read.
     """
-    filters = warnings.filters
+    filters: list = warnings.filters  # typed as one that cannot change
     filters.insert(0, _IGNORE_PILLOW)
     try:
         yield

@@ -228,7 +228,8 @@ def _in_threads(tasks, n_cells, encoder, views, options, n_threads, report):
     decoders = ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm-decode")
 
     def render(task):
-        return decoders.submit(_render, *task, encoder, views, may_reduce)
+        item, job = task
+        return decoders.submit(_render, item, job, encoder, views, may_reduce)
 
     def encode(batch):
         return lanes.submit(_encode, *batch, encoder)

@@ -13,14 +13,14 @@ try:
     from sklearn.callback import CallbackSupportMixin
 except ImportError:  # scikit-learn < 1.9
 
-    class CallbackSupportMixin:
+    class CallbackSupportMixin:  # type: ignore[no-redef]
         """Stands for scikit-learn's; there are no callbacks."""
 
 
 logger = logging.getLogger("skclip_icm")
 
 # The estimator that is being fitted, and its callback context.
-_FITTING = ContextVar("_FITTING", default=None)
+_FITTING: ContextVar = ContextVar("_FITTING", default=None)
 # Callbacks keep every step that they are told of, so they are told of few.
 _MAX_STEPS = 100
 
