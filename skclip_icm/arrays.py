@@ -37,12 +37,18 @@ def float64_chunks(X):
     start : int
         First row of the piece.
     chunk : array of shape (m, ...)
-        A copy to change at will.
+        A copy to change at will, until the next: they share their memory, since fresh
+        pages would take longer than the copy.
     """
     xp, dtype, _ = wide(X)
+    is_numpy = _is_numpy_namespace(xp)
+    if is_numpy:
+        buffer = np.empty((min(X.shape[0], CHUNK_ROWS), *X.shape[1:]))
     for start, chunk in chunks(X):
-        if _is_numpy_namespace(xp):
-            yield start, np.array(chunk, np.float64, order="C")
+        if is_numpy:
+            copy = buffer[: len(chunk)]
+            np.copyto(copy, chunk)
+            yield start, copy
         else:
             yield start, xp.astype(chunk, dtype, copy=True)
 
@@ -156,8 +162,9 @@ def symmetric(total):
     """Complete what `add_gram` has summed up."""
     if not isinstance(total, np.ndarray):
         return total
-    half = np.triu(total)
-    return half + np.triu(half, 1).T
+    whole = np.triu(total)
+    whole += np.triu(total, 1).T
+    return whole
 
 
 def descending_eigh(M):

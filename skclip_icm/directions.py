@@ -34,7 +34,11 @@ def solve(statistics, *, n_components, lam, method, center, rescale, shrinkage):
     kept = _count(as_labels(eigenvalues), n_components, lam)
     A = _fix_signs(directions[:kept, :])
     moved = _along(A, S_do)
-    square = _along(A, S)  # mean square of each output before the scale
+    # The mean square of each output before the scale. An eigenvalue holds it already.
+    if method == "projection":
+        square = eigenvalues[:kept] + lam * moved
+    else:
+        square = _along(A, S)
     total = float(xp.sum(square))
     variance = square if center else square - (A @ moments.mean) ** 2
     mean = moments.mean if center else xp.zeros_like(moments.mean)

@@ -262,8 +262,8 @@ def _interventional_sum(moments, X, paired, X_do):
     for (_, Z), (_, Z_do) in zip(
         float64_chunks(X), float64_chunks(counterparts), strict=True
     ):
-        for k in range(Z_do.shape[1]):
-            gram.update(Z - Z_do[:, k, :])
+        Z_do -= Z[:, None, :]
+        gram.update(wide(Z_do)[0].reshape(Z_do, (-1, Z.shape[1])))
         moments.add(Z)
     _check_rows(moments, X)
     _check_sum(gram, [(name, counterparts)])
