@@ -125,10 +125,12 @@ def test_folder_of_one_domain(ood, tmp_path):
 def test_fit_cost(ood):
     import fit_cost
 
-    result = fit_cost.measure(n=300, d=16, repeats=1)
+    result = fit_cost.run({"random": fit_cost.draw(n=300, d=16)}, repeats=1)
     table = fit_cost.markdown(result)
+    assert "300 x 16 embeddings: random" in table
     assert all(f"| {name} | " in table for name in fit_cost.ROWS)
-    assert all(row["fit_s"] > 0 for row in result["rows"].values())
+    rows = result["inputs"]["random"]["rows"]
+    assert all(row["fit_s"] > 0 for row in rows.values())
 
 
 def _results(folder):
