@@ -6,6 +6,7 @@ is cached at once. Beside the embeddings, a digest for each image is in memory.
 
 import hashlib
 import logging
+import os
 import uuid
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from skclip_icm.cache import file_stamp, get_digests, put_digests
-from skclip_icm.image_input import ImageError, read_content
+from skclip_icm.image_input import ImageError, describe, read_content, row_error
 from skclip_icm.interventions import (
     intervene,
     intervention_key,
@@ -32,6 +33,8 @@ logger = logging.getLogger("skclip_icm")
 
 # Rows hashed, or asked of the cache, at a time: bounds what is held beside the result.
 _ROWS_AT_A_TIME = 1024
+# Images that cannot be read and that are named in the log, in one call.
+_MAX_TOLD = 10
 # Callables whose code does not say all that they do have a key for their lifetime.
 _KEYS_FOR_LIFE = weakref.WeakKeyDictionary()
 
@@ -95,6 +98,7 @@ def embed(
     on_error,
     progress,
     jpeg_decoding="exact",
+    expected=None,
 ):
     """Embed every view of every image.
 
@@ -119,6 +123,9 @@ def embed(
         ``progress(n_images)`` returns a context manager with an ``update(m)`` method.
     jpeg_decoding : {"exact", "reduced"}, default="exact"
         Whether large JPEG files may be decoded at reduced size.
+    expected : list of (bytes or None) of length n, default=None
+        What an earlier call returned as `contents` of these images, if they must still
+        be the same.
 
     Returns
     -------
@@ -126,22 +133,35 @@ def embed(
         Embeddings as the model gives them; NaN for images that cannot be read.
     failed : list of int
         Rows of those images.
+    contents : list of (bytes or None) of length n
+        A digest of each image; None where it cannot be read.
 
     Raises
     ------
     ImageError
-        If an image cannot be read and `on_error` is "raise". Finished rows are in the
-        cache by then.
+        If an image cannot be read, or is not the expected one, and `on_error` is
+        "raise". Finished rows are in the cache by then.
     """
     may_reduce = jpeg_decoding == "reduced"
     target = encoder.image_size if may_reduce else None
 
+    n_told = 0
+
     def report(error):
+        nonlocal n_told
         if on_error == "raise":
             raise error
-        logger.warning("%s The embedding is NaN.", error)
+        # Thousands may follow in images from the wild.
+        level = logging.WARNING if n_told < _MAX_TOLD else logging.DEBUG
+        logger.log(level, "%s The embedding is NaN.", error)
+        n_told += 1
 
     contents = _contents(items, store, target, count_threads(n_jobs), report)
+    if expected is not None:
+        contents = [
+            _unchanged(item, content, before, report)
+            for item, content, before in zip(items, contents, expected, strict=True)
+        ]
     table = _Table(contents, encoder, views, store)
     n_missing = table.n_missing
     with progress(n_missing) as bar:
@@ -156,7 +176,15 @@ def embed(
         ):
             table.fill(cells, embeddings)
             bar.update(len(cells))
-    return table.rows()
+    embeddings, failed = table.rows()
+    if n_told > _MAX_TOLD:
+        logger.warning(
+            "%d of %d images have embeddings of NaN; the first %d are named above.",
+            len(failed),
+            len(items),
+            _MAX_TOLD,
+        )
+    return embeddings, failed, contents
 
 
 class _Table:
@@ -261,6 +289,16 @@ def _stamp(item, target):
 
 def _identify(item, row, target):
     return content_id(read_content(item, row), row, target)
+
+
+def _unchanged(item, content, expected, report):
+    """Return the digest `content`, or None if it is not the expected one."""
+    if content is None or content == expected:
+        return content
+    name = repr(os.fsdecode(item)) if is_path(item) else describe(item)
+    found = "the image is not the one that was embedded before"
+    # Without a row: these may be some of the images that the user has passed.
+    report(row_error(None, name, found, "Embed all images again."))
 
 
 def _result(future, report):

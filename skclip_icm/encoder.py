@@ -135,6 +135,8 @@ class Encoder:
         import torch
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
+        from skclip_icm.class_token import drop_unused_tokens
+
         self._source = source
         self._tokenize = None
         model, identity = create_model(source)
@@ -168,8 +170,10 @@ class Encoder:
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
 
+        example = torch.zeros(1, 3, *self.image_size)
         if _count(model.visual, torch.nn.BatchNorm2d):
-            fold_batch_norm(model.visual, torch.zeros(1, 3, *self.image_size))
+            fold_batch_norm(model.visual, example)
+        drop_unused_tokens(model.visual, example)
         self._layout = (
             torch.channels_last if is_convolutional else torch.contiguous_format
         )

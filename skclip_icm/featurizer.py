@@ -4,11 +4,7 @@ from functools import partial
 from numbers import Integral
 
 import numpy as np
-from sklearn.base import (
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    _fit_context,
-)
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
@@ -218,7 +214,7 @@ class CLIPFeaturizer(
         WeightsNotFoundError
             If the model's weights cannot be had.
         """
-        Z, self.failed_ = self._embed(as_items(X), [AS_IS])
+        Z, self.failed_, _ = self._embed(as_items(X), [AS_IS])
         return Z[:, 0]
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -339,13 +335,14 @@ class CLIPFeaturizer(
     def _pair(self, X, interventions):
         self._validate_params()
         items, views = as_items(X), self._views(interventions)
-        Z, self.failed_ = self._embed(items, [AS_IS])
+        Z, self.failed_, contents = self._embed(items, [AS_IS])
         Z = Z[:, 0]
         if not views:
             return Z
 
         def compute(rows):
-            return self._embed([items[row] for row in rows], views)[0]
+            known = [contents[row] for row in rows]
+            return self._embed([items[row] for row in rows], views, known)[0]
 
         token = "/".join([self._encoder().fingerprint, *(view.key for view in views)])
         shape = (len(Z), len(views), Z.shape[1])
@@ -357,12 +354,12 @@ class CLIPFeaturizer(
         # scikit-learn wraps the array without its counterparts.
         return paired if framed is paired else attach_to_frame(framed, paired)
 
-    def _embed(self, items, views):
+    def _embed(self, items, views, expected=None):
         self._validate_params()
         encoder, size = self._encoder(), self.batch_size
         # Kept, so that a notebook can show the estimator without loading the model.
         self._n_features_out = encoder.n_features
-        embeddings, failed = embed(
+        embeddings, failed, contents = embed(
             items,
             encoder,
             views,
@@ -372,8 +369,9 @@ class CLIPFeaturizer(
             on_error=self.on_error,
             progress=partial(progress_bar, type(self).__name__, verbose=self.verbose),
             jpeg_decoding=self.jpeg_decoding,
+            expected=expected,
         )
-        return self._normalized(embeddings), failed
+        return self._normalized(embeddings), failed, contents
 
     def _encoder(self):
         return load_encoder(

@@ -4,19 +4,11 @@ import copy
 import warnings
 from numbers import Integral, Real
 
-from sklearn.base import (
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    _fit_context,
-)
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array
 from sklearn.utils._array_api import get_namespace
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
-from sklearn.utils.validation import (
-    assert_all_finite,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
 
 from skclip_icm.arrays import check_same_library, is_mapped, map_rows
 from skclip_icm.directions import solve

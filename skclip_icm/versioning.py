@@ -1,4 +1,4 @@
-"""Saved estimators say which version of the package wrote them."""
+"""What estimators say of this package: the version that saved them, and its docs."""
 
 import warnings
 
@@ -14,7 +14,14 @@ class VersionedEstimator(BaseEstimator):
 
     scikit-learn does so for its own estimators only. Attributes may change between
     versions, so a file of another one may load and then fail, or predict otherwise.
+    In a notebook, its question mark leads to this package's documentation.
     """
+
+    _doc_link_module = "skclip_icm"
+    _doc_link_template = (
+        "https://skclip-icm.readthedocs.io/en/latest/api/generated/"
+        "skclip_icm.{estimator_name}.html"
+    )
 
     def __getstate__(self):
         return {**super().__getstate__(), _KEY: skclip_icm.__version__}

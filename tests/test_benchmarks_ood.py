@@ -26,9 +26,9 @@ def ood(monkeypatch):
 class Narrow(CLIPFeaturizer):
     """The first 48 features only: hundreds of eigendecompositions in a second."""
 
-    def _embed(self, items, views):
-        embeddings, failed = super()._embed(items, views)
-        return embeddings[..., :48], failed
+    def _embed(self, *args):
+        embeddings, *others = super()._embed(*args)
+        return embeddings[..., :48], *others
 
     def encode_text(self, texts):
         return super().encode_text(texts)[:, :48]

@@ -68,7 +68,10 @@ def run(items, encoder=None, views=(AS_IS,), store=None, **options):
     progress = lambda n: progress_bar("test", n, verbose=False)  # noqa: E731
     encoder = FakeEncoder() if encoder is None else encoder
     store = NoCache() if store is None else store
-    return embed(items, encoder, list(views), store, progress=progress, **options)
+    Z, failed, _ = embed(
+        items, encoder, list(views), store, progress=progress, **options
+    )
+    return Z, failed
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import io
 import logging
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -287,6 +288,16 @@ def test_on_error_nan_leaves_the_other_rows_untouched(demo, folder, tmp_path, ca
     assert np.isnan(lenient.transform([bad[0]])).all()
 
 
+def test_the_log_stays_short_when_many_images_are_bad(folder, caplog):
+    lenient = CLIPFeaturizer("demo", on_error="nan")
+    good = Path(folder[0]).read_bytes()
+    with caplog.at_level(logging.WARNING, logger="skclip_icm"):
+        lenient.transform([b"no image %02d" % i for i in range(50)] + [good])
+    assert len(caplog.records) == 11
+    assert "row 0: 11 bytes" in caplog.records[0].getMessage()
+    assert "50 of 51 images have embeddings of NaN" in caplog.records[-1].getMessage()
+
+
 @pytest.mark.parametrize(
     ("X", "error", "message"),
     [
@@ -315,6 +326,20 @@ def test_finished_rows_survive_a_bad_one(demo, folder, tmp_path, forward_rows):
     assert done == 6
     one_by_one.transform(folder)
     assert forward_rows() == done
+
+
+def test_counterparts_of_a_file_that_changed_since_are_refused(tmp_path):
+    path, other = (str(tmp_path / name) for name in ("a.png", "b.png"))
+    for file, colour in ((path, "red"), (other, "blue")):
+        Image.new("RGB", (32, 32), colour).save(file)
+    clip = CLIPFeaturizer("demo", interventions="photometric")
+    Z = clip.fit_transform([other, path])
+    Image.new("RGB", (32, 32), "green").save(path)
+    message = r"a\.png'.*not the one.*Embed all images again"
+    with pytest.raises(ImageError, match=message):
+        Z.counterparts  # noqa: B018
+    Image.new("RGB", (32, 32), "red").save(path)  # as it was
+    assert np.isfinite(Z.counterparts).all()
 
 
 def test_jpeg_decoding_modes_are_close_and_kept_apart(tmp_path, forward_rows):

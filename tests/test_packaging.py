@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from sklearn.pipeline import make_pipeline
 
 import skclip_icm
 
@@ -86,6 +87,22 @@ def test_version_is_the_installed_one():
     version = skclip_icm.__version__
     assert str(Version(version)) == version
     assert importlib.metadata.version("skclip-icm") == version
+
+
+def test_estimators_link_to_their_page_of_the_documentation(project):
+    clip = skclip_icm.CLIPFeaturizer()
+    listed = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+    for estimator in (
+        clip,
+        skclip_icm.ICMTransformer(),
+        skclip_icm.ZeroShotClassifier(clip),
+    ):
+        name = type(estimator).__name__
+        page = f"api/generated/skclip_icm.{name}.html"
+        link = f'href="{project["urls"]["Documentation"]}{page}"'
+        assert link in estimator._repr_html_()
+        assert link in make_pipeline(estimator)._repr_html_()
+        assert f"   {name}\n" in listed
 
 
 def test_wheel_holds_the_package_and_the_demo_text_tower(wheel):
