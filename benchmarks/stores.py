@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from machine import cpu
 
 from skclip_icm import EmbeddingCache
 
@@ -279,14 +280,6 @@ def price_of_noting_use():
             seconds[f"in_{table}_s"] = time.perf_counter() - begin
             db.close()
     return seconds
-
-
-def cpu():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def medians(measurements):

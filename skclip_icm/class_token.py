@@ -1,4 +1,4 @@
-"""The last block of a vision transformer, for the one token that is used."""
+"""The last MLP of a vision transformer, for the one token that is used."""
 
 import torch
 from open_clip import transformer
@@ -6,12 +6,13 @@ from torch import nn
 
 
 def drop_unused_tokens(visual, example):
-    """Let the last block of an open_clip tower compute the class token only.
+    """Let the last MLP of an open_clip tower compute the class token only.
 
     The embedding is made of the class token. In the last block, all tokens are needed
-    as keys and values, but the queries, the output projection and the MLP of the others
-    lead nowhere: 10 of the 12 d x d products per token of a block (query, key, value,
-    output: 4; MLP: 8). With 12 blocks that is 7 % of all of them.
+    as keys and values, but the MLP of the others leads nowhere: 8 of the 12 d x d
+    products per token of a block (query, key, value, output: 4; MLP: 8). With 12 blocks
+    that is 5.6 % of all of them. Queries of the others lead nowhere, either, but torch
+    is quick in computing attention only where queries and keys are the same tokens.
 
     Parameters
     ----------
@@ -63,9 +64,7 @@ class _ClassTokenBlock(nn.Module):
 
     def forward(self, x, attn_mask=None):  # image towers pass no mask
         block = self.block
-        normed = block.ln_1(x)
-        attended = block.attention(normed[:, :1], normed, normed)
-        token = x[:, :1] + block.ls_1(attended)
+        token = (x + block.ls_1(block.attention(block.ln_1(x))))[:, :1]
         return token + block.ls_2(block.mlp(block.ln_2(token)))
 
 
