@@ -10,9 +10,12 @@ from PIL import Image
 from skclip_icm import CLIPFeaturizer
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-pytestmark = pytest.mark.skipif(
-    not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"
+    ),
+]
 
 
 @pytest.fixture

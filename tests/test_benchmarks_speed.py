@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-pytestmark = pytest.mark.skipif(
-    not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"
+    ),
+]
 
 
 @pytest.fixture

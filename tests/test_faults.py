@@ -28,6 +28,7 @@ from skclip_icm import CLIPFeaturizer
 from skclip_icm.cache import EmbeddingCache
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(os.name != "posix", reason="needs POSIX"),
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
 ]

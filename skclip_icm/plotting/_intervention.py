@@ -125,7 +125,7 @@ class InterventionDisplay:
             )
         # Made once: with a RandomState as seed, other calls give other counterparts.
         views = [AS_IS, *featurizer._views(interventions)]
-        embeddings, _ = featurizer._embed(items, views)
+        embeddings, *_ = featurizer._embed(items, views)
         rendered = _render(items, views, featurizer._encoder())
         display = cls(
             originals=rendered[:, 0],
