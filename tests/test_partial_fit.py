@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 import textwrap
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
