@@ -24,7 +24,7 @@ from speed_benchmark.inputs import random_weights
 from speed_benchmark.searching import grid_search
 from speed_benchmark.tables import to_markdown
 
-from skclip_icm.encoder import load_encoder
+from skclip_icm._encoding.encoder import load_encoder
 
 SEED = 0
 SECTIONS = {

@@ -7,26 +7,29 @@ nothing and brings in neither scikit-learn nor torch.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from skclip_icm._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from skclip_icm import datasets, distributed, interventions, plotting
+    from skclip_icm._encoding.weights import WeightsNotFoundError
+    from skclip_icm._images.inputs import ImageError
     from skclip_icm.cache import EmbeddingCache
-    from skclip_icm.embedding_files import EmbeddingFiles
     from skclip_icm.featurizer import CLIPFeaturizer
+    from skclip_icm.files import EmbeddingFiles, fit_files, transform_files
     from skclip_icm.icm import ICMTransformer
     from skclip_icm.model_selection import interventional_scorer, invariant_search
-    from skclip_icm.out_of_core import fit_files, transform_files
     from skclip_icm.pairs import PairedEmbeddings
     from skclip_icm.reporting import report
     from skclip_icm.zero_shot import ZeroShotClassifier
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "CLIPFeaturizer",
     "EmbeddingCache",
     "EmbeddingFiles",
     "ICMTransformer",
+    "ImageError",
     "PairedEmbeddings",
+    "WeightsNotFoundError",
     "ZeroShotClassifier",
     "datasets",
     "distributed",
@@ -42,15 +45,17 @@ __all__ = [
 _HOME = {
     "CLIPFeaturizer": "featurizer",
     "EmbeddingCache": "cache",
-    "EmbeddingFiles": "embedding_files",
+    "EmbeddingFiles": "files",
     "ICMTransformer": "icm",
+    "ImageError": "_images.inputs",
     "PairedEmbeddings": "pairs",
+    "WeightsNotFoundError": "_encoding.weights",
     "ZeroShotClassifier": "zero_shot",
-    "fit_files": "out_of_core",
+    "fit_files": "files",
     "interventional_scorer": "model_selection",
     "invariant_search": "model_selection",
     "report": "reporting",
-    "transform_files": "out_of_core",
+    "transform_files": "files",
 }
 
 

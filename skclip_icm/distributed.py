@@ -15,7 +15,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import clone
 
-from skclip_icm.out_of_core import find_directions
+from skclip_icm.files._fit import find_directions
 
 
 def embed(

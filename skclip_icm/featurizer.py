@@ -9,14 +9,18 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
 
-from skclip_icm.cache import open_cache
-from skclip_icm.encode_loop import AS_IS, embed, views_of
-from skclip_icm.encoder import load_encoder
-from skclip_icm.image_input import as_items
+from skclip_icm._encoding.encode_loop import AS_IS, embed, views_of
+from skclip_icm._encoding.encoder import load_encoder
+from skclip_icm._encoding.progress import (
+    CallbackSupportMixin,
+    progress_bar,
+    tell_callbacks,
+)
+from skclip_icm._encoding.stores import open_cache
+from skclip_icm._estimators import VersionedEstimator
+from skclip_icm._images.inputs import as_items
 from skclip_icm.interventions import resolve_interventions
 from skclip_icm.pairs import LazyCounterparts, PairedEmbeddings, attach_to_frame
-from skclip_icm.progress import CallbackSupportMixin, progress_bar, tell_callbacks
-from skclip_icm.versioning import VersionedEstimator
 
 
 class CLIPFeaturizer(

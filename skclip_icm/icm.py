@@ -10,13 +10,13 @@ from sklearn.utils._array_api import get_namespace
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
 
-from skclip_icm.arrays import check_same_library, is_mapped, map_rows
-from skclip_icm.directions import solve
-from skclip_icm.merging import check_mergeable
-from skclip_icm.pair_statistics import PairStatistics
+from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
+from skclip_icm._estimators import VersionedEstimator
+from skclip_icm._projection.arrays import check_same_library, is_mapped, map_rows
+from skclip_icm._projection.directions import solve
+from skclip_icm._projection.merging import check_mergeable
+from skclip_icm._projection.pair_statistics import PairStatistics
 from skclip_icm.pairs import find_paired, without_token
-from skclip_icm.progress import CallbackSupportMixin, tell_callbacks
-from skclip_icm.versioning import VersionedEstimator
 
 
 class ICMTransformer(

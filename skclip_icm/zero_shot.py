@@ -11,11 +11,11 @@ from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skclip_icm.cache import open_cache
-from skclip_icm.captions import check_templates, check_texts, fill
+from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
+from skclip_icm._encoding.stores import open_cache
+from skclip_icm._estimators import VersionedEstimator
+from skclip_icm.interventions._captions import check_templates, check_texts, fill
 from skclip_icm.pairs import find_paired
-from skclip_icm.progress import CallbackSupportMixin, tell_callbacks
-from skclip_icm.versioning import VersionedEstimator
 
 
 class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimator):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skclip_icm.cache import open_cache
+from skclip_icm._encoding.encoder import Encoder, load_encoder
+from skclip_icm._encoding.stores import open_cache
 from skclip_icm.datasets import fetch_elpv
-from skclip_icm.encoder import Encoder, load_encoder
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ import pytest
 from broken_images import Corpus, _whole_files, encoded, make_corpus
 from PIL import Image
 
-from skclip_icm import CLIPFeaturizer, images
-from skclip_icm.cache import _MemoryStore
-from skclip_icm.encoder import Encoder, load_encoder
-from skclip_icm.images import ImageError, decode
+from skclip_icm import CLIPFeaturizer
+from skclip_icm._encoding.encoder import Encoder, load_encoder
+from skclip_icm._encoding.stores import _MemoryStore
+from skclip_icm._images import decoding as images
+from skclip_icm._images.decoding import ImageError, decode
 
 ROOT = Path(__file__).parents[1]
 MEBIBYTE = 2**20

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skclip_icm.cache import (
+from skclip_icm._encoding.stores import (
     EmbeddingCache,
     _MemoryStore,
     file_stamp,

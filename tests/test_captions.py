@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer
-from skclip_icm.captions import LEXICON, TEMPLATES
 from skclip_icm.interventions import captions
+from skclip_icm.interventions._captions import LEXICON, TEMPLATES
 
 NAMES = ["dog", "oak tree", "fire engine", "teapot"]
 

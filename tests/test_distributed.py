@@ -14,8 +14,8 @@ from scipy.linalg import subspace_angles
 from skclip_icm import CLIPFeaturizer, ICMTransformer
 from skclip_icm.datasets import make_causal_embeddings
 from skclip_icm.distributed import embed, fit_icm
-from skclip_icm.embedding_files import EmbeddingFiles
-from skclip_icm.out_of_core import fit_files
+from skclip_icm.files._embedding_files import EmbeddingFiles
+from skclip_icm.files._fit import fit_files
 
 WHITE = 13  # the image at which a worker dies
 

@@ -12,8 +12,8 @@ from scipy.linalg import subspace_angles
 
 from skclip_icm import ICMTransformer, PairedEmbeddings
 from skclip_icm.datasets import make_causal_embeddings
-from skclip_icm.embedding_files import EmbeddingFiles
-from skclip_icm.out_of_core import fit_files, transform_files
+from skclip_icm.files._embedding_files import EmbeddingFiles
+from skclip_icm.files._fit import fit_files, transform_files
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def test_fit_equals_one_fit_on_all_rows(data, folders):
 
 def test_many_small_chunks_give_the_same(data, folders, monkeypatch):
     width = data.embeddings.shape[1]
-    monkeypatch.setattr("skclip_icm.out_of_core.CHUNK_BYTES", 2 * 4 * width * 13)
+    monkeypatch.setattr("skclip_icm.files._fit.CHUNK_BYTES", 2 * 4 * width * 13)
     icm = fit_files(folders / "img_emb", ICMTransformer(lam=10), X_do=folders / "do")
     assert_same_fit(icm, ICMTransformer(lam=10).fit(data.embeddings))
 
 
 @pytest.mark.parametrize("pairs", ["class", "domain"])
 def test_fits_class_and_domain_pairs(data, folders, pairs, monkeypatch):
-    monkeypatch.setattr("skclip_icm.out_of_core.CHUNK_BYTES", 50_000)
+    monkeypatch.setattr("skclip_icm.files._fit.CHUNK_BYTES", 50_000)
     icm, y = ICMTransformer(pairs=pairs, lam=0.1), np.arange(1200) % 3
     labels = {"y": y, "domains": data.domains}
     fitted = fit_files(folders / "img_emb", icm, **labels)
@@ -382,8 +382,8 @@ import re, sys
 from pathlib import Path
 import numpy as np
 from skclip_icm import ICMTransformer
-from skclip_icm.embedding_files import EmbeddingFiles
-from skclip_icm.out_of_core import fit_files, transform_files
+from skclip_icm.files._embedding_files import EmbeddingFiles
+from skclip_icm.files._fit import fit_files, transform_files
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -16,13 +16,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from skclip_icm import CLIPFeaturizer
-from skclip_icm.cache import open_cache
-from skclip_icm.encode_loop import AS_IS, View, embed
-from skclip_icm.encoder import load_encoder
-from skclip_icm.image_input import ImageError
-from skclip_icm.images import decode
-from skclip_icm.parallel_encode import content_id, count_processes, count_threads
-from skclip_icm.progress import progress_bar
+from skclip_icm._encoding.encode_loop import AS_IS, View, embed
+from skclip_icm._encoding.encoder import load_encoder
+from skclip_icm._encoding.parallel_encode import (
+    content_id,
+    count_processes,
+    count_threads,
+)
+from skclip_icm._encoding.progress import progress_bar
+from skclip_icm._encoding.stores import open_cache
+from skclip_icm._images.decoding import decode
+from skclip_icm._images.inputs import ImageError
 
 
 class FakeEncoder:

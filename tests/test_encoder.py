@@ -18,7 +18,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from skclip_icm.encoder import (  # noqa: E402
+from skclip_icm._encoding.encoder import (  # noqa: E402
     Encoder,
     WeightsNotFoundError,
     load_encoder,
@@ -95,7 +95,7 @@ def offline(monkeypatch, tmp_path):
     """No network and empty caches, whatever the machine has."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr("skclip_icm.weights._is_reachable", lambda url: False)
+    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -108,7 +108,7 @@ def tag(monkeypatch, files):
         known = {**pretrained._PRETRAINED.get(name, {}), "some_tag": entry}
         monkeypatch.setitem(pretrained._PRETRAINED, name, known)
 
-    monkeypatch.setattr("skclip_icm.weights._is_reachable", lambda url: False)
+    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: False)
     monkeypatch.setattr(factory, "download_pretrained", lambda *a, **k: files["tiny"])
     return add
 

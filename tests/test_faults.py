@@ -25,7 +25,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from skclip_icm import CLIPFeaturizer
-from skclip_icm.cache import EmbeddingCache
+from skclip_icm._encoding.stores import EmbeddingCache
 
 pytestmark = [
     pytest.mark.slow,

@@ -19,8 +19,8 @@ from sklearn.utils import check_array
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer
-from skclip_icm.encoder import WeightsNotFoundError
-from skclip_icm.image_input import ImageError
+from skclip_icm._encoding.encoder import WeightsNotFoundError
+from skclip_icm._images.inputs import ImageError
 from skclip_icm.pairs import find_paired
 
 

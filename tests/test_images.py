@@ -15,8 +15,14 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from skclip_icm import images
-from skclip_icm.images import ImageError, as_items, decode, digest, read_content
+from skclip_icm._images import decoding as images
+from skclip_icm._images.decoding import (
+    ImageError,
+    as_items,
+    decode,
+    digest,
+    read_content,
+)
 
 
 def picture(size=(40, 30), seed=0):

@@ -13,9 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torchvision.transforms import v2
 
-from skclip_icm import interventions
-from skclip_icm.callables import describe_callable
-from skclip_icm.images import digest
+from skclip_icm._images.decoding import digest
 from skclip_icm.interventions import (
     IMAGE_INTERVENTIONS,
     PHOTOMETRIC,
@@ -23,6 +21,8 @@ from skclip_icm.interventions import (
     intervention_key,
     resolve_interventions,
 )
+from skclip_icm.interventions import _intervene as interventions
+from skclip_icm.interventions._callables import describe_callable
 
 FACTOR = 3  # a global that functions below refer to
 

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from skclip_icm import ICMTransformer, PairedEmbeddings
-from skclip_icm.pair_statistics import PairStatistics
+from skclip_icm._projection.pair_statistics import PairStatistics
 
 KINDS = {
     "interventional": {},

@@ -22,7 +22,6 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skops.io.exceptions import UntrustedTypesFoundException
 
-import skclip_icm
 from skclip_icm import (
     CLIPFeaturizer,
     EmbeddingCache,
@@ -95,7 +94,7 @@ def test_saved_estimators_predict_the_same_in_a_new_process(fitted, images, tmp_
                 ("skops", lambda file: skops.io.load(file, trusted=trusted)),
             )
         }
-        from skclip_icm import encoder
+        from skclip_icm._encoding import encoder
         assert not encoder._encoders, "loading needs the model"
         warnings.simplefilter("default")
         images = np.load(f"{folder}/images.npy")
@@ -153,7 +152,7 @@ def test_settings_survive(tmp_path):
         dtype="float32",
     )
     data = skops.io.dumps(featurizer)
-    trusted = [*TRUSTED, "skclip_icm.disk_cache.EmbeddingCache"]
+    trusted = [*TRUSTED, "skclip_icm.cache.EmbeddingCache"]
     for copy in (
         skops.io.loads(data, trusted=trusted),
         pickle.loads(pickle.dumps(featurizer)),
@@ -167,7 +166,7 @@ def test_a_file_of_another_version_says_so(fitted, method, monkeypatch):
     steps = dict(fitted["pipeline"].steps)
     for estimator in (steps["clip"], steps["icm"], fitted["zero-shot"]):
         name = type(estimator).__name__
-        monkeypatch.setattr(skclip_icm, "__version__", "0.0.7")
+        monkeypatch.setattr("skclip_icm._estimators.__version__", "0.0.7")
         old = skops.io.dumps(estimator), pickle.dumps(estimator)
         monkeypatch.undo()
         with pytest.warns(UserWarning, match=rf"{name}.*0\.0\.7.*skclip-icm"):

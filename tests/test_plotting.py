@@ -25,8 +25,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer, ZeroShotClassifier
+from skclip_icm._images.inputs import ImageError
 from skclip_icm.datasets import make_causal_embeddings
-from skclip_icm.image_input import ImageError
 from skclip_icm.interventions import intervene
 from skclip_icm.plotting import (
     DomainAccuracyDisplay,

@@ -18,8 +18,8 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer, ZeroShotClassifier
-from skclip_icm.cache import _MemoryStore
-from skclip_icm.encoder import unload_encoders
+from skclip_icm._encoding.encoder import unload_encoders
+from skclip_icm._encoding.stores import _MemoryStore
 
 LONG = 300  # seconds after which a process is taken to hang
 
@@ -160,7 +160,7 @@ FORK = """
 import multiprocessing, sys, time
 import numpy as np, torch
 from skclip_icm import CLIPFeaturizer
-from skclip_icm.encoder import unload_encoders
+from skclip_icm._encoding.encoder import unload_encoders
 
 def work():
     assert np.allclose(featurizer.encode_text(texts), expected, atol=1e-5)

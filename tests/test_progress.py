@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 
 import skclip_icm
 from skclip_icm import CLIPFeaturizer, ICMTransformer, ZeroShotClassifier
-from skclip_icm.cache import open_cache
-from skclip_icm.progress import progress_bar, tell_callbacks
+from skclip_icm._encoding.progress import progress_bar, tell_callbacks
+from skclip_icm._encoding.stores import open_cache
 
 PACKAGE = Path(skclip_icm.__file__).parent
 # The only modules that are programs: they print what they do.

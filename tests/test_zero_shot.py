@@ -21,9 +21,9 @@ from skclip_icm import (
     ZeroShotClassifier,
     interventional_scorer,
 )
-from skclip_icm.cache import open_cache
-from skclip_icm.captions import captions
-from skclip_icm.encoder import load_encoder
+from skclip_icm._encoding.encoder import load_encoder
+from skclip_icm._encoding.stores import open_cache
+from skclip_icm.interventions._captions import captions
 
 NAMES = ["cat", "dog", "car"]
 

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from skclip_icm.pair_statistics import PairStatistics
+from skclip_icm._projection.pair_statistics import PairStatistics
 
 IMAGES = 10**6, 10**8, 10**10
 BATCH_ROWS = 16_384  # the default of fit_icm

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA, IncrementalPCA
 
 from scale_benchmark.process import peak_mib
 from skclip_icm import ICMTransformer
-from skclip_icm.out_of_core import fit_files
+from skclip_icm.files._fit import fit_files
 
 BLAS_ROWS = 8192
 PCA_COMPONENTS = 128

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from skclip_icm import CLIPFeaturizer
-from skclip_icm.encoder import load_encoder
+from skclip_icm._encoding.encoder import load_encoder
 
 
 class NoCache:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skclip_icm.encoder import load_encoder
-from skclip_icm.images import decode
+from skclip_icm._encoding.encoder import load_encoder
+from skclip_icm._images.decoding import decode
 
 from .encoders import (
     bare_model,

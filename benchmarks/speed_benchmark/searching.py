@@ -9,7 +9,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
 from skclip_icm import ICMTransformer
-from skclip_icm.cache import open_cache
+from skclip_icm._encoding.stores import open_cache
 
 from .encoders import NoCache, featurizer
 from .inputs import arrays

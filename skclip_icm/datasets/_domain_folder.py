@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
-# Every format of `skclip_icm.images.FORMATS`, also those that an older Pillow cannot
+# Every format of `decoding.FORMATS`, also those that an older Pillow cannot
 # decode: such a file is then reported, where an unknown suffix would be passed over.
 SUFFIXES = frozenset(
     ".apng .avif .avifs .bmp .gif .ico .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "

@@ -20,13 +20,11 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
-from skclip_icm import (
-    CLIPFeaturizer,
-    ICMTransformer,
-    __version__,
-    interventional_scorer,
-)
+from skclip_icm._version import __version__
 from skclip_icm.datasets import fetch_elpv
+from skclip_icm.featurizer import CLIPFeaturizer
+from skclip_icm.icm import ICMTransformer
+from skclip_icm.model_selection import interventional_scorer
 
 SEED = 0
 PROBE = LogisticRegression(class_weight="balanced", max_iter=1000)

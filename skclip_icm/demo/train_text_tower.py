@@ -14,9 +14,9 @@ import os
 
 import numpy as np
 
+from skclip_icm._encoding.folding import fold_batch_norm
 from skclip_icm.datasets import fetch_emoji_styles
 from skclip_icm.demo import model as demo
-from skclip_icm.folding import fold_batch_norm
 
 HELD_OUT_STYLE = "openmoji-black"
 

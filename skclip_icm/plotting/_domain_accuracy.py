@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 
+from skclip_icm._steps import check_labels
 from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
-from skclip_icm.plotting._steps import check_labels
 
 # As many as are coprime with the colours, so that the combinations do not repeat soon.
 _HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")

@@ -5,13 +5,13 @@ import textwrap
 
 import numpy as np
 
-from skclip_icm.encode_loop import AS_IS
+from skclip_icm._encoding.encode_loop import AS_IS
+from skclip_icm._images.decoding import decode
+from skclip_icm._images.inputs import as_items, read_content
+from skclip_icm._steps import find_step
 from skclip_icm.featurizer import CLIPFeaturizer
-from skclip_icm.image_input import as_items, read_content
-from skclip_icm.images import decode
 from skclip_icm.interventions import resolve_interventions
 from skclip_icm.plotting._axes import make_axes, verbatim
-from skclip_icm.plotting._steps import find_step
 
 _MAX_IMAGES = 32
 

@@ -5,8 +5,8 @@ from sklearn.decomposition import PCA
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _num_samples
 
+from skclip_icm._steps import check_labels, find_fitted_icm
 from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
-from skclip_icm.plotting._steps import check_labels, find_fitted_icm
 
 # A colour and a marker of its own for each group; more groups than this in one panel
 # cannot be told apart.

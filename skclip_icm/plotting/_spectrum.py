@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from skclip_icm._steps import find_fitted_icm
 from skclip_icm.plotting._axes import BLACK, BLUE, VERMILION, make_axes
-from skclip_icm.plotting._steps import find_fitted_icm
 
 
 class SpectrumDisplay:

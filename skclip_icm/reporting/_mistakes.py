@@ -4,8 +4,8 @@ import os
 
 import numpy as np
 
-from skclip_icm.image_input import ImageError, read_content
-from skclip_icm.images import decode
+from skclip_icm._images.decoding import decode
+from skclip_icm._images.inputs import ImageError, read_content
 from skclip_icm.reporting._html import Markup, Number, images, paragraph, table
 
 _PIXELS = 192

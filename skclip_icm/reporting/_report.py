@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sklearn.utils.validation import check_is_fitted
 
+from skclip_icm._steps import check_labels, find_images, inner_estimator
 from skclip_icm.plotting._axes import import_pyplot
-from skclip_icm.plotting._steps import check_labels, find_images, inner_estimator
 from skclip_icm.reporting import _sections
 from skclip_icm.reporting._html import framed, page
 from skclip_icm.reporting._mistakes import mistakes

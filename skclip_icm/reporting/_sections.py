@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from skclip_icm import __version__
+from skclip_icm._steps import holds
+from skclip_icm._version import __version__
 from skclip_icm.icm import ICMTransformer
 from skclip_icm.plotting import (
     DomainAccuracyDisplay,
@@ -15,7 +16,6 @@ from skclip_icm.plotting import (
     InvarianceMapDisplay,
     SpectrumDisplay,
 )
-from skclip_icm.plotting._steps import holds
 from skclip_icm.reporting._html import (
     Markup,
     Number,

@@ -20,7 +20,7 @@ rounding (Chan, Golub and LeVeque, 1983, give the same update for the variance).
 
 import math
 
-from skclip_icm.arrays import (
+from skclip_icm._projection.arrays import (
     add_gram,
     add_outer,
     float64_chunks,
@@ -51,7 +51,7 @@ class Moments:
     Examples
     --------
     >>> import numpy as np
-    >>> from skclip_icm.moments import Moments
+    >>> from skclip_icm._projection.moments import Moments
     >>> X = np.random.default_rng(0).normal(size=(10, 3))
     >>> parts = Moments(X).update(X[:4]).merge(Moments(X).update(X[4:]))
     >>> np.allclose(parts.second_moment(center=True), np.cov(X.T, bias=True))
@@ -126,7 +126,7 @@ class GramSum:
     Examples
     --------
     >>> import numpy as np
-    >>> from skclip_icm.moments import GramSum
+    >>> from skclip_icm._projection.moments import GramSum
     >>> rows = np.array([[1.0, 2.0]])
     >>> GramSum(rows).update(rows).total
     array([[1., 2.],

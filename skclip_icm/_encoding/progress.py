@@ -46,7 +46,7 @@ def progress_bar(name, n_images, *, verbose):
 
     Examples
     --------
-    >>> from skclip_icm.progress import progress_bar
+    >>> from skclip_icm._encoding.progress import progress_bar
     >>> with progress_bar("CLIPFeaturizer", 100, verbose=False) as bar:
     ...     bar.update(64)
     """

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from skclip_icm.folding import fold_batch_norm
-from skclip_icm.weights import (
+from skclip_icm._encoding.folding import fold_batch_norm
+from skclip_icm._encoding.weights import (
     WeightsNotFoundError,
     create_model,
     create_tokenizer,
@@ -63,7 +63,7 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
 
     Examples
     --------
-    >>> from skclip_icm.encoder import load_encoder
+    >>> from skclip_icm._encoding.encoder import load_encoder
     >>> encoder = load_encoder("demo", None, device="cpu")
     >>> encoder.encode_text(["a cat", "a dog"]).shape
     (2, 1280)
@@ -93,7 +93,7 @@ def unload_encoders():
 
     Examples
     --------
-    >>> from skclip_icm.encoder import unload_encoders
+    >>> from skclip_icm._encoding.encoder import unload_encoders
     >>> unload_encoders()
     """
     with _lock:
@@ -135,7 +135,7 @@ class Encoder:
         import torch
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        from skclip_icm.class_token import drop_unused_tokens
+        from skclip_icm._encoding.class_token import drop_unused_tokens
 
         self._source = source
         self._tokenize = None

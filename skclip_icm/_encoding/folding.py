@@ -2,7 +2,7 @@
 
 import functools
 
-from skclip_icm.rewriting import rewrite
+from skclip_icm._encoding.rewriting import rewrite
 
 
 def fold_batch_norm(module, example):
@@ -31,7 +31,7 @@ def fold_batch_norm(module, example):
     Examples
     --------
     >>> import torch
-    >>> from skclip_icm.folding import fold_batch_norm
+    >>> from skclip_icm._encoding.folding import fold_batch_norm
     >>> tower = torch.nn.Sequential(
     ...     torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()
     ... ).eval()

@@ -5,8 +5,8 @@ from numbers import Integral
 
 import numpy as np
 
-from skclip_icm.arrays import descending_eigh, wide
-from skclip_icm.differences import as_labels
+from skclip_icm._projection.arrays import descending_eigh, wide
+from skclip_icm._projection.differences import as_labels
 
 
 def solve(statistics, *, n_components, lam, method, center, rescale, shrinkage):

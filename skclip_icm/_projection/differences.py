@@ -19,7 +19,7 @@ from sklearn.utils._array_api import _convert_to_numpy, get_namespace
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from skclip_icm.arrays import float64_chunks, to_wide, wide, zeros
+from skclip_icm._projection.arrays import float64_chunks, to_wide, wide, zeros
 from skclip_icm.pairs import as_floats, check_counterparts
 
 

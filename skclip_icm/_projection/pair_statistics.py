@@ -11,8 +11,8 @@ domain), from which the sum over all pairs follows at the end.
 import numpy as np
 from sklearn.utils.validation import assert_all_finite
 
-from skclip_icm.arrays import float64_chunks, wide
-from skclip_icm.differences import (
+from skclip_icm._projection.arrays import float64_chunks, wide
+from skclip_icm._projection.differences import (
     as_labels,
     check_finite,
     check_labels,
@@ -22,7 +22,7 @@ from skclip_icm.differences import (
     given_pairs,
     select_rows,
 )
-from skclip_icm.moments import GramSum, Moments
+from skclip_icm._projection.moments import GramSum, Moments
 
 
 class PairStatistics:
@@ -66,7 +66,7 @@ class PairStatistics:
     Examples
     --------
     >>> import numpy as np
-    >>> from skclip_icm.pair_statistics import PairStatistics
+    >>> from skclip_icm._projection.pair_statistics import PairStatistics
     >>> X, y = np.eye(4), [0, 0, 1, 1]
     >>> parts = PairStatistics("class", X[:3], y=y[:3])
     >>> parts.n_pairs

@@ -18,9 +18,9 @@ import joblib
 import numpy as np
 from joblib.parallel import MultiprocessingBackend, get_active_backend
 
-from skclip_icm.encoder import load_encoder
-from skclip_icm.image_input import ImageError, read_content, row_error
-from skclip_icm.images import decode, digest
+from skclip_icm._encoding.encoder import load_encoder
+from skclip_icm._images.decoding import decode, digest
+from skclip_icm._images.inputs import ImageError, read_content, row_error
 
 # Decoded images that may wait for the model, in batches: enough that neither idles.
 _BATCHES_AHEAD = 4

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skclip_icm.embedding_parts import NpyPart, ParquetPart
+from skclip_icm.files._parts import NpyPart, ParquetPart
 
 # Memory for the rows of one chunk. BLAS runs at full speed on a small part of this.
 CHUNK_BYTES = 32 * 2**20

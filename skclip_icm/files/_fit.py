@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.base import clone
 
-from skclip_icm.embedding_files import CHUNK_BYTES, EmbeddingFiles
+from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
 
 
 def fit_files(X, icm, *, y=None, X_do=None, domains=None):

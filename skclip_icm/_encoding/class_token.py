@@ -3,7 +3,7 @@
 from open_clip import transformer
 from torch import nn
 
-from skclip_icm.rewriting import rewrite
+from skclip_icm._encoding.rewriting import rewrite
 
 
 def drop_unused_tokens(visual, example):
@@ -32,7 +32,7 @@ def drop_unused_tokens(visual, example):
     --------
     >>> import open_clip
     >>> import torch
-    >>> from skclip_icm.class_token import drop_unused_tokens
+    >>> from skclip_icm._encoding.class_token import drop_unused_tokens
     >>> tower = open_clip.create_model("ViT-S-32").visual.eval()
     >>> images = torch.rand(2, 3, 224, 224)
     >>> with torch.inference_mode():

@@ -15,9 +15,9 @@ import numbers
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .callables import call_reproducibly, describe_callable
-from .captions import captions
-from .images import ImageError, decode, digest, read_content
+from skclip_icm._images.decoding import ImageError, decode, digest, read_content
+from skclip_icm.interventions._callables import call_reproducibly, describe_callable
+from skclip_icm.interventions._captions import captions
 
 __all__ = ["captions", "intervene", "intervention_key", "resolve_interventions"]
 

@@ -14,19 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skclip_icm.cache import file_stamp, get_digests, put_digests
-from skclip_icm.image_input import ImageError, describe, read_content, row_error
-from skclip_icm.interventions import (
-    intervene,
-    intervention_key,
-    resolve_interventions,
-)
-from skclip_icm.parallel_encode import (
+from skclip_icm._encoding.parallel_encode import (
     Job,
     content_id,
     count_threads,
     encode_jobs,
     is_path,
+)
+from skclip_icm._encoding.stores import file_stamp, get_digests, put_digests
+from skclip_icm._images.inputs import ImageError, describe, read_content, row_error
+from skclip_icm.interventions import (
+    intervene,
+    intervention_key,
+    resolve_interventions,
 )
 
 logger = logging.getLogger("skclip_icm")

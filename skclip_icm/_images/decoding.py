@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 from PIL import Image
 
-from .image_input import (
+from skclip_icm._images.inputs import (
     MAX_BYTES,
     ImageError,
     as_items,

@@ -10,9 +10,9 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skclip_icm._images.inputs import as_items
 from skclip_icm.featurizer import CLIPFeaturizer
 from skclip_icm.icm import ICMTransformer
-from skclip_icm.image_input import as_items
 from skclip_icm.zero_shot import ZeroShotClassifier
 
 

@@ -12,7 +12,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
-from .callables import call_reproducibly
+from skclip_icm.interventions._callables import call_reproducibly
 
 #: Styles of a picture, as templates with a slot ``{}`` for its content.
 TEMPLATES = (

@@ -4,7 +4,7 @@ import warnings
 
 from sklearn.base import BaseEstimator
 
-import skclip_icm
+from skclip_icm._version import __version__
 
 _KEY = "_skclip_icm_version"
 
@@ -24,15 +24,15 @@ class VersionedEstimator(BaseEstimator):
     )
 
     def __getstate__(self):
-        return {**super().__getstate__(), _KEY: skclip_icm.__version__}
+        return {**super().__getstate__(), _KEY: __version__}
 
     def __setstate__(self, state):
         state = dict(state)
         version = state.pop(_KEY, "unknown")
-        if version != skclip_icm.__version__:
+        if version != __version__:
             warnings.warn(
                 f"This {type(self).__name__} was saved by version {version} of "
-                f"skclip-icm; this is version {skclip_icm.__version__}. It may not "
+                f"skclip-icm; this is version {__version__}. It may not "
                 "work, or predict otherwise: use the same version, or fit and save it "
                 "again.",
                 UserWarning,

@@ -22,7 +22,7 @@ def rewrite(module, example, change):
     Examples
     --------
     >>> import torch
-    >>> from skclip_icm.rewriting import rewrite
+    >>> from skclip_icm._encoding.rewriting import rewrite
     >>> module = torch.nn.Sequential(torch.nn.Identity())
     >>> def spoil(probe):
     ...     module[0] = torch.nn.Linear(2, 2)

@@ -1,0 +1,1 @@
+"""Weights, models, the pass from images to embeddings, and where these are kept."""

@@ -1,0 +1,1 @@
+"""Anything to an RGB image, or a clear error."""

@@ -1,0 +1,1 @@
+"""Sums over rows and pairs, directions, array libraries; no images, no models."""

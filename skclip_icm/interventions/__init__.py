@@ -1,0 +1,21 @@
+"""Interventions, do(.), on images and on captions."""
+
+from skclip_icm.interventions._captions import captions
+from skclip_icm.interventions._intervene import (
+    IMAGE_INTERVENTIONS,
+    PHOTOMETRIC,
+    RANGES,
+    intervene,
+    intervention_key,
+    resolve_interventions,
+)
+
+__all__ = [
+    "IMAGE_INTERVENTIONS",
+    "PHOTOMETRIC",
+    "RANGES",
+    "captions",
+    "intervene",
+    "intervention_key",
+    "resolve_interventions",
+]
