@@ -9,13 +9,15 @@ defaults for Ray Data: ``max_restarts`` and ``max_task_retries`` of actors and
 ``max_retries`` of tasks are all -1). Exceptions are not retried: they would come again.
 """
 
+from collections import Counter
 from functools import partial
 from numbers import Integral
 
 import numpy as np
 from sklearn.base import clone
 
-from skclip_icm.files._fit import find_directions
+from skclip_icm._projection.groups import Groups, group_rows
+from skclip_icm._projection.merging import check_mergeable
 
 
 def embed(
@@ -160,14 +162,16 @@ def fit_icm(
         Columns of the class and domain labels, for class and domain pairs.
     batch_size : int, default=16_384
         Rows that are summed up at a time. A worker needs memory for them, and for their
-        sums: two d x d matrices of float64, or one for each class (and domain) with
-        class and domain pairs. These travel, so fewer rows are more traffic.
+        sums: two d x d matrices of float64, whatever the number of classes. These
+        travel, so fewer rows are more traffic. For class and domain pairs a first pass
+        over the labels alone counts the rows of each class.
 
     Returns
     -------
     icm : ICMTransformer
         A new transformer, fitted. More rows can be added to it by its ``partial_fit``
-        and ``merge``.
+        and ``merge``, but with class and domain pairs, whose weights are those of these
+        rows.
 
     Raises
     ------
@@ -199,17 +203,22 @@ def fit_icm(
     if names is not None:
         _check_columns(names, columns.values())
         dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
-    summarise = partial(_summarise, icm=clone(icm), columns=columns)
+    groups = _count_groups(dataset, icm.pairs, columns)
+    summarise = partial(_summarise, icm=clone(icm), columns=columns, groups=groups)
     rows = dataset.map_batches(summarise, batch_format="numpy", batch_size=batch_size)
     fitted = clone(icm)
     for row in rows.iter_rows():
         if isinstance(row["sums"], Exception):
             raise row["sums"]
-        fitted.n_features_in_ = row["n_features"]
-        fitted._add(row["sums"])
+        part = row["sums"]
+        if hasattr(fitted, "n_features_in_"):
+            check_mergeable(fitted, part)
+            fitted._sums.merge(part._sums)
+        else:
+            fitted = part
     if not hasattr(fitted, "n_features_in_"):
         raise ValueError("dataset has no rows, so there is nothing to fit.")
-    return find_directions(fitted)
+    return fitted._finish()
 
 
 class _Embedder:
@@ -235,7 +244,37 @@ class _Embedder:
         if self._counterparts is None:
             return {self._output: self._featurizer.transform(images)}
         paired = self._featurizer.intervene(images)
-        return {self._output: paired.copy(), self._counterparts: paired.counterparts}
+        return {
+            self._output: np.asarray(paired),
+            self._counterparts: paired.counterparts,
+        }
+
+
+def _count_groups(dataset, pairs, columns):
+    """Count the rows of each class (and domain) in a first pass over the labels."""
+    labels = {name: columns[name] for name in ("y", "domains") if name in columns}
+    if pairs not in ("class", "domain") or not labels:
+        return None
+    sizes = Counter()
+    rows = dataset.select_columns(list(labels.values())).map_batches(
+        partial(_count_labels, pairs=pairs, labels=labels), batch_format="numpy"
+    )
+    for row in rows.iter_rows():
+        if isinstance(row["sizes"], Exception):
+            raise row["sizes"]
+        sizes.update(row["sizes"])
+    return Groups(list(sizes), list(sizes.values())) if sizes else None
+
+
+def _count_labels(batch, pairs, labels):
+    result = np.empty(1, dtype=object)
+    try:
+        values = [batch[labels[n]] if n in labels else None for n in ("y", "domains")]
+        keys, codes = group_rows(pairs, len(next(iter(batch.values()))), *values)
+        result[0] = dict(zip(keys, np.bincount(codes).tolist(), strict=True))
+    except (TypeError, ValueError) as error:
+        result[0] = error
+    return {"sizes": result}
 
 
 class _NoCache:
@@ -248,7 +287,7 @@ class _NoCache:
         pass
 
 
-def _summarise(batch, icm, columns):
+def _summarise(batch, icm, columns, groups):
     """Turn a batch into one row, with its sums or with what is wrong with it.
 
     An error that is raised here would reach the user wrapped into those of Ray.
@@ -259,10 +298,11 @@ def _summarise(batch, icm, columns):
         parts = {part: batch[name] for part, name in columns.items()}
         for part in {"X", "X_do"} & parts.keys():
             parts[part] = _floats(parts[part], columns[part])
-        result[0] = icm._add_rows(**parts)
+        icm._add_rows(**parts, groups=groups)
+        result[0] = icm
     except (TypeError, ValueError) as error:
         result[0] = error
-    return {"sums": result, "n_features": [getattr(icm, "n_features_in_", 0)]}
+    return {"sums": result}
 
 
 def _floats(values, name):

@@ -1,12 +1,12 @@
 """The estimator that turns images into CLIP embeddings."""
 
+import copy
 from functools import partial
 from numbers import Integral
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
 
 from skclip_icm._encoding.encode_loop import AS_IS, embed, views_of
@@ -17,7 +17,7 @@ from skclip_icm._encoding.progress import (
     tell_callbacks,
 )
 from skclip_icm._encoding.stores import open_cache
-from skclip_icm._estimators import VersionedEstimator
+from skclip_icm._estimators import Interval, StrOptions, VersionedEstimator
 from skclip_icm._images.inputs import as_items
 from skclip_icm.interventions import resolve_interventions
 from skclip_icm.pairs import LazyCounterparts, PairedEmbeddings, attach_to_frame
@@ -344,19 +344,21 @@ class CLIPFeaturizer(
         if not views:
             return Z
 
+        # Counterparts are made later, by the parameters of now.
+        maker = copy.copy(self)
+
         def compute(rows):
             known = [contents[row] for row in rows]
-            return self._embed([items[row] for row in rows], views, known)[0]
+            return maker._embed([items[row] for row in rows], views, known)[0]
 
-        token = "/".join([self._encoder().fingerprint, *(view.key for view in views)])
         shape = (len(Z), len(views), Z.shape[1])
-        paired = PairedEmbeddings(Z, LazyCounterparts(compute, shape, token))
+        paired = PairedEmbeddings(Z, LazyCounterparts(compute, shape))
         # scikit-learn < 1.8 takes the index of a frame, not that of a Series.
         is_series = hasattr(X, "to_frame") and not hasattr(X, "columns")
         original = X.to_frame() if is_series else X
-        framed = _wrap_data_with_container("transform", paired, original, self)
+        framed = _wrap_data_with_container("transform", Z, original, self)
         # scikit-learn wraps the array without its counterparts.
-        return paired if framed is paired else attach_to_frame(framed, paired)
+        return paired if framed is Z else attach_to_frame(framed, paired)
 
     def _embed(self, items, views, expected=None):
         self._validate_params()
@@ -378,13 +380,8 @@ class CLIPFeaturizer(
         return self._normalized(embeddings), failed, contents
 
     def _encoder(self):
-        return load_encoder(
-            self.model_name,
-            self.pretrained,
-            device=self.device,
-            dtype=self.dtype,
-            compile=self.compile,
-        )
+        options = {"device": self.device, "dtype": self.dtype, "compile": self.compile}
+        return load_encoder(self.model_name, self.pretrained, **options)
 
     def _normalized(self, embeddings):
         if self.normalize:

@@ -6,17 +6,17 @@ from numbers import Integral, Real
 
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array
-from sklearn.utils._array_api import get_namespace
-from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
 
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
-from skclip_icm._estimators import VersionedEstimator
-from skclip_icm._projection.arrays import check_same_library, is_mapped, map_rows
-from skclip_icm._projection.directions import solve
-from skclip_icm._projection.merging import check_mergeable
-from skclip_icm._projection.pair_statistics import PairStatistics
-from skclip_icm.pairs import find_paired, without_token
+from skclip_icm._estimators import Interval, RealNotInt, StrOptions, VersionedEstimator
+from skclip_icm._projection import arrays
+from skclip_icm._projection.differences import find_source, given_pairs
+from skclip_icm._projection.directions import fit_rows, solve
+from skclip_icm._projection.groups import no_pairs
+from skclip_icm._projection.merging import merged
+from skclip_icm._projection.sums import OpenGroups, Sums
+from skclip_icm.pairs import find_paired, why_unpaired
 
 
 class ICMTransformer(
@@ -49,24 +49,23 @@ class ICMTransformer(
         how far the intervention moves it: it applies
         :math:`(S_{do} + \epsilon \frac{\operatorname{tr} S_{do}}{d} I)^{-1/2}`, in the
         basis of the eigenvectors of :math:`S_{do}`, least moved first.
-    pairs : {"auto", "interventional", "domain", "class"} or tuple, default="auto"
-        Where the pairs come from. "interventional": `X_do`, or the counterparts that
-        `X` carries. "domain": rows of one class in different domains (needs `y` and
-        `domains`). "class": rows of one class (needs `y`). A tuple (U, V) of arrays
-        of shape (m, d): given pairs, such as embeddings of captions and of their
-        edits. "auto": the first of interventional, domain and class for which there
-        is data. A tuple (U, V, weight): the pairs of "auto" and the given ones; with
-        0 < weight < 1, :math:`S_{do}` is (1 - weight) times that of the first plus
-        weight times that of the second.
+    pairs : {"interventional", "domain", "class"} or tuple, default="interventional"
+        Where the pairs come from; no others ever take their place. "interventional":
+        the counterparts that `X` carries, or `X_do`. "domain": rows of one class in
+        different domains (needs `y` and `domains`). "class": rows of one class (needs
+        `y`). A tuple (U, V) of arrays of shape (m, d): given pairs, such as captions
+        and their edits. A tuple (U, V, weight), 0 < weight < 1: :math:`S_{do}` is
+        (1 - weight) times that of interventional pairs plus weight times that of given.
     center : bool, default=True
         Whether to take the mean off, and to use the covariance for :math:`S` rather
         than the second moment. Differences between pairs are never centred.
     rescale : bool, default=True
-        Whether to multiply the output by one number, so that training rows have mean
-        squared norm 1 and `lam` does not change the meaning of a classifier's `C`.
+        Whether to scale the output such that training rows have mean squared norm 1,
+        and `lam` does not change the meaning of a classifier's `C`.
     shrinkage : "auto" or float, default="auto"
         :math:`\epsilon` of the whitening. "auto" takes the oracle approximating
-        shrinkage of :math:`S_{do}` ([2]_). Ignored by the projection.
+        shrinkage of :math:`S_{do}` ([2]_) for the number of pairs. Ignored by the
+        projection.
 
     Attributes
     ----------
@@ -81,15 +80,12 @@ class ICMTransformer(
         the whitening matrix for the whitening.
     invariance_ : ndarray of shape (`n_components_`,)
         :math:`1 - v^\top S_{do} v / (2 v^\top \operatorname{Cov}(Z) v)` for each row
-        *v*. 1: pairs do not differ; 0: they differ as two images drawn at random.
-    n_components_ : int
-        Number of directions kept.
-    n_samples_seen_, n_pairs_seen_ : int
-        Number of training rows and of pairs.
+        *v*. 1: pairs do not differ, or nothing varies along *v*; 0: they differ as two
+        images drawn at random.
+    n_components_, n_features_in_, n_samples_seen_, n_pairs_seen_ : int
+        Numbers of directions kept, of features, of training rows and of pairs.
     pairs_ : str
-        Their source, such as "interventional" or "interventional+given".
-    n_features_in_ : int
-        Width of the training rows.
+        "interventional", "domain", "class", "given" or "interventional+given".
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names, if `X` has strings for them.
 
@@ -100,7 +96,10 @@ class ICMTransformer(
 
     Notes
     -----
-    Time :math:`O(n d^2 + d^3)`, memory :math:`O(d^2)`; sums are in float64.
+    Time :math:`O(n d^2 + d^3)`, memory :math:`O(d^2)`; sums are in float64. The
+    projection of n rows and p pairs with n + p < d takes :math:`O((n + p)^2 d)`.
+    Not from the paper: `center`, the automatic number of directions, `rescale`,
+    `invariance_`, the whitening, and all pairs but interventional ones.
 
     References
     ----------
@@ -135,7 +134,7 @@ class ICMTransformer(
         ],
         "lam": [Interval(Real, 0, None, closed="left")],
         "method": [StrOptions({"projection", "whitening"})],
-        "pairs": [StrOptions({"auto", "interventional", "domain", "class"}), tuple],
+        "pairs": [StrOptions({"interventional", "domain", "class"}), tuple],
         "center": ["boolean"],
         "rescale": ["boolean"],
         "shrinkage": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
@@ -147,7 +146,7 @@ class ICMTransformer(
         *,
         lam=1.0,
         method="projection",
-        pairs="auto",
+        pairs="interventional",
         center=True,
         rescale=True,
         shrinkage="auto",
@@ -171,8 +170,8 @@ class ICMTransformer(
         y : array-like of shape (n,), default=None
             Class labels, for domain and class pairs.
         X_do : array-like of shape (n, d) or (n, k, d), default=None
-            Embeddings of the same images after each of k interventions. It takes
-            precedence over counterparts that `X` carries.
+            Embeddings of the same images after each of k interventions, in place of
+            the counterparts that `X` may carry.
         domains : array-like of shape (n,), default=None
             Domain labels, for domain pairs.
 
@@ -184,21 +183,25 @@ class ICMTransformer(
         Raises
         ------
         ValueError
-            If there are no pairs of the kind asked for, or shapes do not fit.
+            If there are no pairs of the kind asked for, `X_do` or `domains` are not
+            used, shapes do not fit, or a value is not finite or missing.
         """
-        self._statistics = None
         with tell_callbacks(self, X):
-            self._solve(self._summarise(X, y, X_do, domains, mergeable=False))
+            after = copy.copy(self)  # takes this one's place when all has gone well
+            after._sums = None
+            X, source = after._check(X, y, X_do, domains, ensure_min_samples=2)
+            after._set(fit_rows(X, source, after.get_params(deep=False)))
+            self.__dict__ = vars(after)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None, *, X_do=None, domains=None):
         """Learn from one more chunk of rows.
 
-        Any split of the rows into chunks, in any order, gives what `fit` gives on all
-        of them, up to rounding. The sums that this needs stay with the transformer:
-        two d x d matrices, or one for each class (and domain) with class and domain
-        pairs. `fit` starts anew and keeps none.
+        Any split of the rows gives what `fit` gives on all of them, up to rounding.
+        The sums that this needs stay with the transformer: two d x d matrices, or one
+        for each class (and domain) with class and domain pairs. `fit` starts anew and
+        keeps none. A chunk that raises changes nothing.
 
         Parameters
         ----------
@@ -230,14 +233,16 @@ class ICMTransformer(
         >>> icm.merge(ICMTransformer(lam=10).partial_fit(Z[500:])).n_samples_seen_
         1000
         """
-        if hasattr(self, "components_") and self._statistics is None:
+        after = copy.copy(self)
+        after._sums = copy.deepcopy(getattr(self, "_sums", None))
+        if hasattr(self, "components_") and after._sums is None:
             warnings.warn(
-                "fit keeps no sums, so partial_fit starts anew without the rows that "
-                "fit has seen. Use partial_fit for all rows.",
-                UserWarning,
-                stacklevel=3,
+                "fit keeps no sums, so partial_fit starts anew: use it for all rows.",
+                stacklevel=2,
             )
-        self._solve(self._add_rows(X, y, X_do, domains))
+        after._add_rows(X, y, X_do, domains)
+        after._solve(after._sums.total())
+        self.__dict__ = vars(after)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -259,11 +264,10 @@ class ICMTransformer(
         ValueError
             If parameters, features or pairs differ, or one was fitted by `fit`.
         """
-        check_mergeable(self, other)
-        if getattr(self, "_statistics", None) is None:
-            for name in {"n_features_in_", "feature_names_in_"} & vars(other).keys():
-                setattr(self, name, getattr(other, name))
-        self._solve(self._add(copy.deepcopy(other._statistics)))
+        after = copy.copy(self)
+        after.__dict__.update(merged(self, other))
+        after._solve(after._sums.total())
+        self.__dict__ = vars(after)
         return self
 
     def transform(self, X):
@@ -279,8 +283,7 @@ class ICMTransformer(
         X_new : ndarray of shape (n, `n_components_`)
             ``(X - mean_) @ components_.T * scale_``, in the dtype of `X`.
         """
-        check_is_fitted(self)
-        return self._map(X, self.scale_, "transform")
+        return self._map(X, "transform")
 
     def project(self, X):
         """Map embeddings without centring or scale, for cosines with captions.
@@ -295,8 +298,7 @@ class ICMTransformer(
         X_new : ndarray of shape (n, `n_components_`)
             ``X @ components_.T``, in the dtype of `X`.
         """
-        check_is_fitted(self)
-        return self._map(X, 1.0, "project")
+        return self._map(X, "project")
 
     def inverse_transform(self, X):
         """Map transformed rows back to the space of the embeddings.
@@ -312,19 +314,14 @@ class ICMTransformer(
             The embeddings closest to the mean that `transform` maps to `X`.
         """
         check_is_fitted(self)
-        xp, _ = get_namespace(X)
-        X = check_array(X, dtype=[xp.float64, xp.float32])
+        X = check_array(X, dtype=arrays.floats(X))
         if X.shape[1] != self.n_components_:
             raise ValueError(
                 f"X has {X.shape[1]} features, expected n_components_="
                 f"{self.n_components_}: what transform returns."
             )
-        check_same_library(X, self, "inverse_transform")
-        components, mean = (
-            xp.astype(a, X.dtype) for a in (self.components_, self.mean_)
-        )
-        squared_norms = xp.sum(components * components, axis=1)
-        return X @ (components / (self.scale_ * squared_norms)[:, None]) + mean
+        arrays.check_same_library(X, self.components_, "inverse_transform")
+        return arrays.unmap_rows(X, self.components_, self.mean_, self.scale_)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "components_")
@@ -336,61 +333,68 @@ class ICMTransformer(
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    @property
-    def _n_features_out(self):
-        return self.n_components_
-
-    def _map(self, X, scale, method):
-        xp, _ = get_namespace(X)
-        X = validate_data(
-            self,
-            X,
-            dtype=[xp.float64, xp.float32],
-            reset=False,
-            ensure_all_finite=not is_mapped(X),  # else below, in the small output
-        )
-        check_same_library(X, self, method)
-        X = without_token(X)
-        directions = xp.astype(self.components_ * scale, X.dtype, copy=False)
-        mean = self.mean_ if method == "transform" else xp.zeros_like(self.mean_)
-        mapped = map_rows(X, directions, xp.astype(mean, X.dtype) @ directions.T)
-        if is_mapped(X):
+    def _map(self, X, method):
+        check_is_fitted(self)
+        # Of a file, what is not finite shows below, in the small output.
+        finite, dtype = not arrays.is_mapped(X), arrays.floats(X)
+        X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=finite)
+        arrays.check_same_library(X, self.components_, method)
+        xp = arrays.wide(X)[0]
+        centred = method == "transform"
+        directions = self.components_ * self.scale_ if centred else self.components_
+        directions = xp.astype(directions, X.dtype, copy=False)
+        mean = xp.astype(self.mean_, X.dtype) * float(centred)
+        mapped = arrays.map_rows(X, directions, mean @ directions.T)
+        if not finite:
             assert_all_finite(mapped, input_name="X", estimator_name="ICMTransformer")
         return mapped
 
-    def _summarise(self, X, y, X_do, domains, **kwargs):
-        xp, _ = get_namespace(X)
-        paired = find_paired(X)
-        X = validate_data(
-            self,
-            X,
-            dtype=[xp.float64, xp.float32],
-            reset=not hasattr(self, "components_") or not kwargs.get("mergeable", True),
-            ensure_all_finite=False,
-            ensure_min_samples=1 if kwargs.get("mergeable", True) else 2,
-        )
-        X = without_token(X)
+    def _check(self, X, y, X_do, domains, **kwargs):
+        """Return `X` as an array and the `Source` of its pairs."""
+        paired, unpaired, dtype = find_paired(X), why_unpaired(X), arrays.floats(X)
+        # Values that are not finite show in the sums.
+        X = validate_data(self, X, dtype=dtype, ensure_all_finite=False, **kwargs)
         if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:
             raise ValueError(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
                 "features of X. Give at most that many."
             )
-        return PairStatistics(
-            self.pairs, X, paired=paired, y=y, X_do=X_do, domains=domains, **kwargs
-        )
+        source = find_source(self.pairs, X, paired, unpaired, y, X_do, domains)
+        self._kind = source.kind
+        return X, source
 
-    def _add_rows(self, X, y=None, X_do=None, domains=None):
-        """Add the sums of a chunk, without O(d^3) for directions; return all sums."""
-        so_far = getattr(self, "_statistics", None)
-        return self._add(self._summarise(X, y, X_do, domains, after=so_far))
+    def _add_rows(self, X, y=None, X_do=None, domains=None, groups=None):
+        """Add a chunk of rows; `groups` have the sizes of all chunks together."""
+        so_far, kind = getattr(self, "_sums", None), getattr(self, "_kind", None)
+        X, source = self._check(X, y, X_do, domains, reset=so_far is None)
+        if so_far is None:
+            opened = source.keys and groups is None
+            self._sums = OpenGroups() if opened else Sums(X, groups)
+        elif kind != source.kind:
+            raise ValueError(
+                f"The pairs so far are {kind!r}, these are {source.kind!r}: give every "
+                "chunk the same kind of pairs, or fit anew."
+            )
+        self._sums.update(X, source)
 
-    def _add(self, piece):
-        so_far = getattr(self, "_statistics", None)
-        self._statistics = piece if so_far is None else so_far.merge(piece)
-        return self._statistics
+    def _finish(self):
+        """Find the directions once all chunks are in."""
+        sums = self._sums
+        if sums.means is not None:  # of these rows only, so not kept
+            sums, self._sums = sums.close(), None
+        if not self._solve(sums):
+            raise ValueError(no_pairs(self._kind))
+        return self
 
-    def _solve(self, statistics):
-        if statistics.n_pairs:  # none if all labels so far are alone
-            params = self.get_params(deep=False)
-            del params["pairs"]
-            self.__dict__.update(solve(statistics, **params))
+    def _solve(self, sums):
+        """Set the fitted attributes, if there are pairs; say whether there are."""
+        given = given_pairs(self.pairs, sums.mean[None, :])
+        if not sums.n_pairs and self._kind != "given":
+            return False
+        self._set(solve(sums, given, self.get_params(deep=False)))
+        return True
+
+    def _set(self, fitted):
+        self.__dict__.update(fitted, _n_features_out=fitted["n_components_"])
+        mixed = len(self.pairs) == 3 and isinstance(self.pairs, tuple)
+        self.pairs_ = f"{self._kind}+given" if mixed else self._kind

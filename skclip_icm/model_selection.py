@@ -1,15 +1,22 @@
 """Scoring under intervention, for choosing parameters without target labels."""
 
 import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.dummy import DummyClassifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import Pipeline
-from sklearn.utils._param_validation import (
+from sklearn.utils.metadata_routing import get_routing_for_object
+
+from skclip_icm._estimators import (
     HasMethods,
     StrOptions,
+    describe,
+    find_step,
+    is_featurizer,
+    validate_parameter_constraints,
     validate_params,
 )
-
+from skclip_icm.interventions import resolve_interventions
 from skclip_icm.pairs import find_paired
 
 #: Separate interventions, for validation.
@@ -23,17 +30,8 @@ VALIDATION_INTERVENTIONS = (
 _AGGREGATES = {"mean": np.mean, "worst": np.min}
 
 
-@validate_params(
-    {
-        "scoring": [str, callable, None],
-        "interventions": [str, list, tuple, callable, None],
-        "aggregate": [StrOptions(set(_AGGREGATES))],
-        "include_original": ["boolean"],
-    },
-    prefer_skip_nested_validation=True,
-)
 def interventional_scorer(
-    scoring=None, interventions=None, *, aggregate="mean", include_original=False
+    scoring=None, interventions=None, aggregate="mean", include_original=False
 ):
     """Make a scorer that scores the counterparts of the held-out rows.
 
@@ -60,14 +58,17 @@ def interventional_scorer(
     -------
     scorer : callable
         ``scorer(estimator, X, y)`` returns a float; for the `scoring` parameter of
-        anything in scikit-learn. `estimator` is a pipeline over images with a
-        `CLIPFeaturizer`, a `ZeroShotClassifier`, or any estimator over
-        `PairedEmbeddings`.
+        anything in scikit-learn. `estimator` is one over images with a
+        `CLIPFeaturizer` in it (in pipelines, column transformers and searches, in any
+        nesting), or any estimator over `PairedEmbeddings`. Metadata, such as sample
+        weights, goes to `scoring`; its ``set_score_request`` asks for it.
 
     Raises
     ------
     ValueError
-        When scoring: if neither the estimator nor `X` provides counterparts.
+        If `scoring` or an intervention has an unknown name. When scoring: if neither
+        the estimator nor `X` provides counterparts; `GridSearchCV` turns this one into
+        a warning unless it has ``error_score="raise"``, as `invariant_search` does.
 
     See Also
     --------
@@ -90,7 +91,9 @@ def interventional_scorer(
     >>> search.best_params_
     {'icmtransformer__lam': 10}
     """
-    return _InterventionalScorer(scoring, interventions, aggregate, include_original)
+    if hasattr(scoring, "fit"):
+        return _NotCalled()
+    return _make_scorer(scoring, interventions, aggregate, include_original)
 
 
 @validate_params(
@@ -107,7 +110,7 @@ def invariant_search(
     param_grid,
     *,
     scoring=None,
-    interventions=VALIDATION_INTERVENTIONS,
+    interventions=None,
     **search_params,
 ):
     """Set up the search that chooses for an unseen domain without its labels.
@@ -125,12 +128,13 @@ def invariant_search(
         Candidates, as in `sklearn.model_selection.GridSearchCV`.
     scoring : str, callable or None, default=None
         What to measure. None takes the estimator's own score.
-    interventions : str, callable, list or None
-        Interventions to validate under. The default are five separate ones, of which
-        the default "photometric" composes some for fitting. Embeddings that carry
-        counterparts are scored on those, whatever is given here.
+    interventions : str, callable, list or None, default=None
+        Interventions to validate under. None takes five separate ones for images, of
+        which the default "photometric" composes some for fitting, and for
+        `PairedEmbeddings` the counterparts that they carry.
     **search_params : dict
         Other parameters of `sklearn.model_selection.GridSearchCV`, such as `cv`.
+        `error_score` is "raise" unless it is given.
 
     Returns
     -------
@@ -154,86 +158,166 @@ def invariant_search(
     >>> search.fit(data.embeddings[train], data.target[train]).best_params_
     {'icmtransformer__lam': 10}
     """
-    scorer = interventional_scorer(
-        scoring,
-        interventions if _embeds_images(estimator) else None,
-        aggregate="worst",
+    scorer = _make_scorer(
+        scoring, interventions, "worst", False, on_images=VALIDATION_INTERVENTIONS
     )
+    search_params.setdefault("error_score", "raise")
     search_params.setdefault("cv", StratifiedKFold(5, shuffle=True, random_state=0))
     return GridSearchCV(estimator, param_grid, scoring=scorer, **search_params)
 
 
+def _make_scorer(scoring, interventions, aggregate, include_original, on_images=None):
+    validate_parameter_constraints(
+        {
+            "scoring": [str, callable, None],
+            "interventions": [str, list, tuple, callable, None],
+            "aggregate": [StrOptions(set(_AGGREGATES))],
+            "include_original": ["boolean"],
+        },
+        {
+            "scoring": scoring,
+            "interventions": interventions,
+            "aggregate": aggregate,
+            "include_original": include_original,
+        },
+        caller_name="interventional_scorer",
+    )
+    if scoring is interventional_scorer or isinstance(scoring, _InterventionalScorer):
+        raise ValueError(
+            "scoring is an interventional_scorer; it is what is measured under each "
+            'intervention, such as "accuracy".'
+        )
+    if interventions is not None:
+        resolve_interventions(interventions)
+    return _InterventionalScorer(
+        scoring, interventions, aggregate, include_original, on_images
+    )
+
+
 class _InterventionalScorer:
-    def __init__(self, scoring, interventions, aggregate, include_original):
-        self.scoring = scoring
-        self.interventions = interventions
-        self.aggregate = aggregate
-        self.include_original = include_original
+    def __init__(self, scoring, interventions, aggregate, include_original, on_images):
+        self._params = (
+            f"{scoring!r}, {interventions!r}, aggregate={aggregate!r}, "
+            f"include_original={include_original}"
+        )
+        self._scoring, self._aggregate = scoring, aggregate
+        self._interventions, self._on_images = interventions, on_images
+        self._include_original = include_original
+        # Metadata is for what measures; None stands for the score of any estimator.
+        scorer = check_scoring(DummyClassifier(), scoring)
+        self._request = get_routing_for_object(scorer)
 
     def __repr__(self):
-        return (
-            f"interventional_scorer({self.scoring!r}, {self.interventions!r}, "
-            f"aggregate={self.aggregate!r}, include_original={self.include_original})"
-        )
+        return f"interventional_scorer({self._params})"
 
     def __call__(self, estimator, X, y=None, **params):
-        predictor, original, views = _split(estimator, X, self.interventions)
-        if self.include_original:
-            views = [original, *views]
-        scorer = check_scoring(predictor, self.scoring)
-        scores = [scorer(predictor, view, y, **params) for view in views]
-        return float(_AGGREGATES[self.aggregate](scores))
+        scores = [
+            check_scoring(model, self._scoring)(model, view, y, **params)
+            for model, view in self._views(estimator, X)
+        ]
+        return float(_AGGREGATES[self._aggregate](scores))
 
+    def get_metadata_routing(self):
+        """Return what metadata the scoring asks for."""
+        return self._request
 
-def _split(estimator, X, interventions):
-    """Return what predicts from embeddings, these, and a list of counterparts."""
-    # A fitted search predicts with its best estimator.
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    paired = find_paired(X)
-    if paired is not None and interventions is None:
-        return estimator, X, _each(paired, like=X)
-    if paired is None and hasattr(estimator, "featurizer_"):
-        # It embeds images itself, and takes embeddings in their place.
-        paired = find_paired(estimator.featurizer_.intervene(X, interventions))
-        return estimator, paired, _each(paired, like=paired)
-    at = _featurizer_step(estimator)
-    if at is None:
-        raise ValueError(
-            "interventional_scorer needs a pipeline over images with a CLIPFeaturizer, "
-            f"or PairedEmbeddings as X; got {type(estimator).__name__} on "
-            f"{type(X).__name__}."
-            + (
-                " The interventions of precomputed embeddings are fixed: leave "
-                "interventions=None."
-                if paired is not None
-                else ""
+    def set_score_request(self, **kwargs):
+        """Ask for metadata, such as ``sample_weight=True``, as sklearn's scorers do."""
+        for param, alias in kwargs.items():
+            self._request.score.add_request(param=param, alias=alias)
+        return self
+
+    def _views(self, estimator, X):
+        """Yield models and what each is to predict from, under each intervention."""
+        paired = find_paired(X)
+        skipped = 0 if self._include_original else 1
+        if paired is not None and self._interventions is not None:
+            raise ValueError(
+                "The interventions of precomputed embeddings are fixed, but "
+                f"interventions={self._interventions!r} are given: leave "
+                "interventions=None, or score images."
             )
+        if paired is not None:
+            for view in _all_views(paired)[skipped:]:
+                yield estimator, _framed(view, like=X)
+            return
+        given = self._interventions is not None
+        interventions = self._interventions if given else self._on_images
+        estimator, stand_ins = _with_stand_ins(estimator, X, interventions)
+        for number in range(skipped, len(stand_ins[0].views)):
+            for stand_in in stand_ins:
+                stand_in.number = number
+            yield estimator, X
+
+
+class _StandIn(TransformerMixin, BaseEstimator):
+    """Stands for a featurizer whose embeddings, under all interventions, are known."""
+
+    def become(self, featurizer, views):
+        self.__dict__.update(vars(featurizer))  # its set_output is among them
+        self.stands_for, self.views, self.number = featurizer, views, 0
+        return self
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return self.views[self.number]
+
+    def get_feature_names_out(self, input_features=None):
+        return self.stands_for.get_feature_names_out(input_features)
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+
+def _with_stand_ins(estimator, X, interventions):
+    """Return a copy of `estimator` with stand-ins for its featurizers, and these."""
+    given, stand_ins = estimator, []
+    while (found := find_step(estimator, is_featurizer)) is not None:
+        images = X
+        for step in found.before:
+            images = step.transform(images)
+        featurizer = clone(found.step)
+        if hasattr(featurizer, "set_output"):
+            featurizer.set_output(transform="default")
+        paired = featurizer.intervene(images, interventions)
+        stand_ins.append(_StandIn().become(found.step, _all_views(paired)))
+        estimator = found.put(stand_ins[-1])
+    if not stand_ins:
+        raise ValueError(
+            "interventional_scorer needs an estimator over images with a "
+            "CLIPFeaturizer in it, or PairedEmbeddings as X; got "
+            f"{describe(given)} on {type(X).__name__}."
         )
-    X = estimator[:at].transform(X) if at else X
-    featurizer = estimator.steps[at][1]
-    paired = featurizer.intervene(X, interventions)
-    return estimator[at + 1 :], paired, _each(find_paired(paired), like=paired)
+    counts = {len(stand_in.views) - 1 for stand_in in stand_ins}
+    if len(counts) > 1:
+        raise ValueError(
+            "The featurizers in this estimator make different numbers of counterparts, "
+            f"{sorted(counts)}: give them the same interventions and n_interventions."
+        )
+    return estimator, stand_ins
 
 
-def _each(paired, like):
-    counterparts = np.moveaxis(paired.counterparts, 1, 0)
-    if hasattr(like, "columns"):
-        return [_framed(Z, like) for Z in counterparts]
-    return list(counterparts)
+def _all_views(paired):
+    return [np.asarray(paired), *np.moveaxis(paired.counterparts, 1, 0)]
 
 
 def _framed(Z, like):
-    if hasattr(like, "index"):
+    if hasattr(like, "columns"):
         return type(like)(Z, index=like.index, columns=like.columns)
-    return type(like)(Z, schema=like.columns, orient="row")  # polars
+    return Z
 
 
-def _embeds_images(estimator):
-    return _featurizer_step(estimator) is not None or hasattr(estimator, "featurizer")
+class _NotCalled:
+    """What scikit-learn gets where it was handed `interventional_scorer` uncalled.
 
+    It takes whatever is no number for an error of the user's, and shows it; what a
+    scorer raises, it turns into a warning.
+    """
 
-def _featurizer_step(estimator):
-    if not isinstance(estimator, Pipeline):
-        return None
-    steps = [hasattr(step, "intervene") for _, step in estimator.steps]
-    return steps.index(True) if True in steps else None
+    def __repr__(self):
+        return (
+            "nothing, since interventional_scorer makes a scorer and is none: call it, "
+            "scoring=interventional_scorer()"
+        )

@@ -7,13 +7,12 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils import check_consistent_length, column_or_1d
-from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._encoding.stores import open_cache
-from skclip_icm._estimators import VersionedEstimator
+from skclip_icm._estimators import HasMethods, VersionedEstimator
 from skclip_icm.interventions._captions import check_templates, check_texts, fill
 from skclip_icm.pairs import find_paired
 
@@ -215,7 +214,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
 
     def _logits(self, X):
         check_is_fitted(self)
-        Z, T = self._embed(X, self.featurizer_.transform), self.text_embeddings_
+        Z = np.asarray(self._embed(X, self.featurizer_.transform))
+        T = self.text_embeddings_
         if self.icm_ is not None:
             Z, T = self.icm_.project(Z), self.icm_.project(T)
         return self.logit_scale_ * (_unit(Z) @ _unit(T).T)
@@ -263,7 +263,9 @@ def _name_classes(class_names, y):
         return labels, names
     _check_named(y, labels)
     if y.dtype.kind in "biuf":
-        labels = labels.astype(y.dtype)
+        coded = labels.astype(y.dtype)
+        # Of more classes than its type can count, y holds some only.
+        labels = coded if (coded == labels).all() else labels
     order = np.argsort(labels)
     return labels[order], [names[i] for i in order]
 

@@ -132,6 +132,12 @@ def test_fit_cost(ood):
     table = fit_cost.markdown(result)
     assert "300 x 16 embeddings: random" in table
     assert all(f"| {name} | " in table for name in fit_cost.ROWS)
+    result["side_by_side"] = [
+        fit_cost.many_rows(50, 16, repeats=1),
+        fit_cost.few_rows(5, 16, repeats=1),
+        fit_cost.grid_search(8, repeats=1),
+    ]
+    assert "| fit of 5 x 16 | " in fit_cost.markdown(result)
     rows = result["inputs"]["random"]["rows"]
     assert all(row["fit_s"] > 0 for row in rows.values())
 

@@ -58,7 +58,7 @@ def images():
 def rows():
     """Embeddings with counterparts and labels, as a dataset has them."""
     data = make_causal_embeddings(n_samples=300, random_state=0)
-    Z, Z_do = data.embeddings.copy(), data.embeddings.counterparts
+    Z, Z_do = np.asarray(data.embeddings), data.embeddings.counterparts
     labels = np.array(["a", "b", "c"])[np.arange(len(Z)) % 3]
     return {"embedding": Z, "do": Z_do, "label": labels, "domain": data.domains}
 
@@ -166,10 +166,9 @@ def test_fits_as_on_one_machine(ray, rows, batch_size):
 @pytest.mark.parametrize("pairs", ["class", "domain"])
 def test_fits_class_and_domain_pairs(ray, rows, pairs):
     icm = ICMTransformer(pairs=pairs, lam=0.1)
-    fitted = fit_icm(
-        dataset_of(ray, rows), icm, y="label", domains="domain", batch_size=50
-    )
-    labels = {"y": rows["label"], "domains": rows["domain"]}
+    names = {"y": "label", "domains": "domain"} if pairs == "domain" else {"y": "label"}
+    fitted = fit_icm(dataset_of(ray, rows), icm, batch_size=50, **names)
+    labels = {part: rows[name] for part, name in names.items()}
     assert_same_fit(fitted, icm.fit(rows["embedding"], **labels))
 
 
@@ -262,7 +261,7 @@ def test_nothing_to_learn_from(ray, rows):
     dataset = dataset_of(ray, rows)
     with pytest.raises(ValueError, match="dataset has no rows"):
         fit_icm(dataset.limit(0), ICMTransformer(), counterparts="do")
-    with pytest.raises(ValueError, match="no pairs to learn from"):
+    with pytest.raises(ValueError, match="carries no counterparts"):
         fit_icm(dataset, ICMTransformer())
     one = dataset_of(ray, {**rows, "label": [str(i) for i in range(600)]})
     with pytest.raises(ValueError, match="finds no pairs"):

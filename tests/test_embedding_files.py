@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
+from sklearn.exceptions import NotFittedError
 
 from skclip_icm import ICMTransformer, PairedEmbeddings
 from skclip_icm.datasets import make_causal_embeddings
@@ -24,7 +26,7 @@ def data():
 @pytest.fixture
 def folders(data, tmp_path):
     """The same rows in two folders, in 12 parts that differ from one to the other."""
-    Z, Z_do = data.embeddings.copy(), data.embeddings.counterparts[:, 0]
+    Z, Z_do = np.asarray(data.embeddings), data.embeddings.counterparts[:, 0]
     save_parts(tmp_path / "img_emb", Z, range(100, 1200, 100))
     save_parts(tmp_path / "do", Z_do, range(70, 840, 70))
     return tmp_path
@@ -71,7 +73,7 @@ def test_accepts_a_file_a_pattern_and_a_list(data, folders):
 
 @pytest.mark.parametrize("stored", [np.float16, ">f4", np.float64])
 def test_converts_chunk_by_chunk(data, tmp_path, stored):
-    Z = data.embeddings.copy().astype(stored)
+    Z = np.asarray(data.embeddings).astype(stored)
     np.save(tmp_path / "Z.npy", Z)
     files = EmbeddingFiles(tmp_path / "Z.npy")
     assert files.dtype == (np.float64 if stored is np.float64 else np.float32)
@@ -79,7 +81,7 @@ def test_converts_chunk_by_chunk(data, tmp_path, stored):
 
 
 def test_reads_column_major_and_skips_empty_parts(data, tmp_path):
-    Z = data.embeddings.copy()
+    Z = np.asarray(data.embeddings)
     np.save(tmp_path / "Z_0.npy", np.asfortranarray(Z[:700]))
     np.save(tmp_path / "Z_1.npy", Z[:0])
     np.save(tmp_path / "Z_2.npy", np.array([]))  # clip-retrieval, without an image
@@ -108,14 +110,14 @@ def test_many_small_chunks_give_the_same(data, folders, monkeypatch):
 def test_fits_class_and_domain_pairs(data, folders, pairs, monkeypatch):
     monkeypatch.setattr("skclip_icm.files._fit.CHUNK_BYTES", 50_000)
     icm, y = ICMTransformer(pairs=pairs, lam=0.1), np.arange(1200) % 3
-    labels = {"y": y, "domains": data.domains}
+    labels = {"y": y, "domains": data.domains} if pairs == "domain" else {"y": y}
     fitted = fit_files(folders / "img_emb", icm, **labels)
-    Z = data.embeddings.copy()
-    assert_same_fit(fitted, icm.fit(Z, y, domains=data.domains))
+    Z = np.asarray(data.embeddings)
+    assert_same_fit(fitted, icm.fit(Z, **labels))
 
 
 def test_several_interventions_and_memory_maps(data, folders):
-    Z, Z_do = data.embeddings.copy(), data.embeddings.counterparts[:, 0]
+    Z, Z_do = np.asarray(data.embeddings), data.embeddings.counterparts[:, 0]
     np.save(folders / "flipped.npy", Z_do[::-1])
     mapped = np.load(folders / "flipped.npy", mmap_mode="r")
     X_do = [folders / "do", mapped]
@@ -131,7 +133,7 @@ def test_leaves_the_given_transformer_alone(folders):
 
 
 def test_given_pairs_of_different_length(data, folders):
-    Z = data.embeddings.copy()
+    Z = np.asarray(data.embeddings)
     with pytest.raises(ValueError, match="differ in length: 1200 and 1199"):
         fit_files(folders / "img_emb", ICMTransformer(pairs=(Z, Z[1:])))
 
@@ -169,7 +171,7 @@ def test_nan_is_found_by_file_and_row(data, folders, place):
 
 def test_transform_writes_one_file_for_each(data, folders):
     icm = ICMTransformer(lam=10).fit(data.embeddings)
-    np.save(folders / "img_emb" / "img_emb_12.npy", data.embeddings.copy()[:0])
+    np.save(folders / "img_emb" / "img_emb_12.npy", np.asarray(data.embeddings)[:0])
     out = transform_files(folders / "img_emb", icm, folders / "out")
     names = [path.name for path in EmbeddingFiles(folders / "img_emb").paths]
     assert [path.name for path in out.paths] == names
@@ -200,12 +202,37 @@ def test_a_missing_part(folders):
     assert len(EmbeddingFiles(sorted((folders / "img_emb").iterdir()))) == 1100
 
 
-def test_two_series_in_one_folder(tmp_path):
-    for name in ("img_emb", "text_emb"):
-        for i in range(2):
-            np.save(tmp_path / f"{name}_{i}.npy", np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"\['img_emb_', 'text_emb_'\].*img_emb_\*"):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["img_emb_0", "img_emb_1", "text_emb_0", "text_emb_1"],
+        ["img_emb_0", "img_emb_1", "text_emb_0"],
+        ["img_emb_00", "text_emb_0"],
+        ["img2_emb_0", "text2_emb_0"],
+        ["img_emb", "text_emb"],
+        ["img_emb_0", "labels"],
+    ],
+)
+def test_two_series_in_one_folder(tmp_path, names):
+    for name in names:
+        np.save(tmp_path / f"{name}.npy", np.ones((2, 3)))
+    first = re.sub(r"\d+", "*", names[0])
+    with pytest.raises(ValueError, match=rf"{re.escape(first)}.npy'.*as a pattern"):
         EmbeddingFiles(tmp_path)
+    everything = EmbeddingFiles([tmp_path / f"{name}.npy" for name in names])
+    assert len(everything) == 2 * len(names)
+
+
+def test_transforming_with_an_unfitted_transformer_leaves_no_folder(folders):
+    with pytest.raises(NotFittedError):
+        transform_files(folders / "img_emb", ICMTransformer(), folders / "new")
+    assert not (folders / "new").exists()
+
+
+def test_given_pairs_take_no_class_pairs_in_place_of_counterparts(folders):
+    pairs = (np.eye(64), np.eye(64)[::-1], 0.5)
+    with pytest.raises(ValueError, match="carries no counterparts"):
+        fit_files(folders / "img_emb", ICMTransformer(pairs=pairs), y=np.arange(1200))
 
 
 def test_nothing_there(tmp_path):
@@ -308,7 +335,7 @@ def as_column(pa, Z, kind):
 
 @pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "tensor"])
 def test_reads_parquet_columns(data, tmp_path, pa, kind):
-    Z = data.embeddings.copy()
+    Z = np.asarray(data.embeddings)
     for i, rows in enumerate([Z[:500], Z[:0], Z[500:]]):
         path = tmp_path / f"metadata_{i}.parquet"
         write_parquet(pa, path, as_column(pa, rows, kind))
@@ -319,7 +346,7 @@ def test_reads_parquet_columns(data, tmp_path, pa, kind):
 
 
 def test_fit_and_transform_parquet(data, tmp_path, pa):
-    Z, Z_do = data.embeddings.copy(), data.embeddings.counterparts[:, 0]
+    Z, Z_do = np.asarray(data.embeddings), data.embeddings.counterparts[:, 0]
     write_parquet(pa, tmp_path / "Z.parquet", as_column(pa, Z, "list"))
     write_parquet(pa, tmp_path / "Z_do.parquet", as_column(pa, Z_do, "fixed"))
     X, X_do = (

@@ -1,6 +1,5 @@
 """Columns of images in pandas and polars frames, alone and beside numbers."""
 
-import gc
 import pickle
 
 import numpy as np
@@ -64,7 +63,7 @@ def image_branch(**params):
     return Pipeline(
         [
             ("clip", CLIPFeaturizer("demo")),
-            ("icm", ICMTransformer(2, pairs="interventional", **params)),
+            ("icm", ICMTransformer(2, **params)),
         ]
     )
 
@@ -84,19 +83,19 @@ def test_a_series_and_a_frame_of_one_column_are_the_same(frame, photographs):
         assert_allclose(CLIPFeaturizer("demo").transform(X), expected, atol=1e-6)
 
 
-def test_named_columns_come_out_and_counterparts_reach_icm(frame, library):
-    pipe = image_branch().set_output(transform=library)
+def test_named_columns_come_out_and_counterparts_reach_icm(frame):
+    pipe = image_branch().set_output(transform="pandas")
     for X in (frame["path"], frame[["path"]]):
         Z = pipe.fit_transform(X)
-        assert isinstance(Z, LIBRARIES[library].DataFrame)
+        assert isinstance(Z, pd.DataFrame)
         assert list(Z.columns) == ["icmtransformer0", "icmtransformer1"]
         assert list(pipe.transform(X).columns) == list(Z.columns)
         plain = image_branch().fit_transform(X)
         assert_allclose(Z.to_numpy(), plain, atol=1e-6)
 
 
-def test_search_over_a_frame_with_named_columns(frame, library):
-    pipe = make_pipeline(*image_branch().set_output(transform=library))
+def test_search_over_a_frame_with_named_columns(frame):
+    pipe = make_pipeline(*image_branch().set_output(transform="pandas"))
     pipe.steps.append(("clf", LogisticRegression()))
     search = GridSearchCV(
         pipe,
@@ -112,15 +111,19 @@ def test_search_over_a_frame_with_named_columns(frame, library):
 @pytest.mark.parametrize("column", ["path", ("path",)])
 @pytest.mark.usefixtures("polars_support")
 def test_images_beside_numbers(frame, output, column):
-    columns = beside_numbers(image_branch(), column).set_output(transform=output)
-    Z = np.asarray(columns.fit_transform(frame))
+    # polars frames carry no counterparts.
+    params = {"pairs": "class", "lam": 0.1} if output == "polars" else {}
+    branch = image_branch(**params)
+    columns = beside_numbers(branch, column).set_output(transform=output)
+    Z = np.asarray(columns.fit_transform(frame, Y))
     assert columns.get_feature_names_out().tolist() == [
         "image__icmtransformer0",
         "image__icmtransformer1",
         "numbers__area",
         "numbers__age",
     ]
-    assert_allclose(Z[:, :2], image_branch().fit_transform(frame["path"]), atol=1e-5)
+    alone = image_branch(**params).fit_transform(frame["path"], Y)
+    assert_allclose(Z[:, :2], alone, atol=1e-5)
     assert_allclose(columns.transform(frame), Z, atol=1e-5)
 
 
@@ -146,12 +149,8 @@ def test_displays_look_inside_a_column_transformer(frame):
 @pytest.mark.usefixtures("polars_support")
 def test_icm_after_a_column_transformer_says_that_counterparts_are_lost(frame):
     columns = beside_numbers(CLIPFeaturizer("demo"))
-    strict = make_pipeline(columns, ICMTransformer(pairs="interventional"))
-    lost = r"'columntransformer' \(ColumnTransformer\) rebuilt the array"
-    with pytest.raises(ValueError, match=lost):
-        strict.fit(frame, Y)
-    with pytest.warns(UserWarning, match=f"{lost}.*falls back to class pairs"):
-        make_pipeline(columns, ICMTransformer(2)).fit(frame, Y)
+    with pytest.raises(ValueError, match="X carries no counterparts"):
+        make_pipeline(columns, ICMTransformer()).fit(frame, Y)
 
 
 def test_pandas_index_is_kept(table):
@@ -164,58 +163,43 @@ def test_pandas_index_is_kept(table):
     assert_array_equal(find_paired(part).counterparts, expected)
 
 
-def polars_frame(n=4):
-    Z = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
-    paired = PairedEmbeddings(Z, Z + 1)
-    return attach_to_frame(pl.DataFrame(Z, schema=list("abc")), paired), paired
+@pytest.mark.usefixtures("polars_support")
+def test_polars_output_carries_no_counterparts_and_says_so(table):
+    frame = pl.DataFrame(table)[["path"]]
+    Z = CLIPFeaturizer("demo").set_output(transform="polars").fit_transform(frame)
+    assert find_paired(Z) is None
+    message = r"polars frame cannot carry counterparts: use set_output\(transform=\"pan"
+    with pytest.raises(ValueError, match=message):
+        ICMTransformer(2).fit(Z)
+    with pytest.raises(ValueError, match=message):
+        image_branch().set_output(transform="polars").fit(frame["path"])
+    pipe = image_branch().set_params(icm__pairs="class", icm__lam=0.1)
+    named = pipe.set_output(transform="polars").fit_transform(frame["path"], Y)
+    assert named.columns == ["icmtransformer0", "icmtransformer1"]
 
 
-def test_a_polars_frame_keeps_counterparts_as_a_whole():
-    frame, paired = polars_frame()
-    assert find_paired(frame) is paired
-    assert ICMTransformer(1, pairs="interventional").fit(frame).n_pairs_seen_ == 4
+def test_scorer_on_polars_output(table):
+    """A probe needs no counterparts to fit; its score under intervention makes them."""
+    pipe = make_pipeline(CLIPFeaturizer("demo"), LogisticRegression())
+    score = interventional_scorer("accuracy")
+    paths = pl.DataFrame(table)["path"]
+    expected = score(pipe.fit(paths, Y), paths, Y)
+    named = pipe.set_output(transform="polars").fit(paths, Y)
+    assert score(named, paths, Y) == expected
 
 
-def test_a_polars_frame_loses_counterparts_visibly():
-    frame, _ = polars_frame()
-    for other in (
-        frame[:2],
-        frame.clone(),
-        frame * 2,
-        pickle.loads(pickle.dumps(frame)),
-    ):
-        assert find_paired(other) is None
-        with pytest.raises(ValueError, match="X carries no counterparts"):
-            ICMTransformer(pairs="interventional").fit(other)
-    frame[0, "a"] = 7.0
-    assert find_paired(frame) is None
-
-
-def test_counterparts_are_freed_with_their_polars_frame():
-    from skclip_icm import pairs
-
-    gc.collect()
-    before = len(pairs._POLARS_FRAMES)
-    frame, _ = polars_frame()
-    assert len(pairs._POLARS_FRAMES) == before + 1
-    del frame
-    gc.collect()
-    assert len(pairs._POLARS_FRAMES) == before
-
-
-def test_scorer_on_frames_of_embeddings(library):
+def test_scorer_on_frames_of_embeddings():
     rng = np.random.default_rng(0)
     Z = rng.normal(size=(40, 3)).astype(np.float32)
     y = (Z[:, 0] > 0).astype(int)
-    names = ["a", "b", "c"]
-    frame = LIBRARIES[library].DataFrame(dict(zip(names, Z.T, strict=True)))
+    frame = pd.DataFrame(Z, columns=["a", "b", "c"])
     attach_to_frame(frame, PairedEmbeddings(Z, -Z))
     model = LogisticRegression().fit(frame, y)
     assert interventional_scorer("accuracy")(model, frame, y) < 0.2
 
 
-def test_frames_of_the_featurizer_that_lost_counterparts_are_noticed(frame, library):
-    featurizer = CLIPFeaturizer("demo").set_output(transform=library)
-    Z = featurizer.fit_transform(frame["path"])
-    with pytest.warns(UserWarning, match="columns of X are CLIPFeaturizer's"):
-        assert ICMTransformer(2, lam=0.1).fit(Z * 2, Y).pairs_ == "class"
+def test_frames_of_the_featurizer_that_lost_counterparts_are_noticed(table):
+    featurizer = CLIPFeaturizer("demo").set_output(transform="pandas")
+    Z = featurizer.fit_transform(pd.DataFrame(table)["path"])
+    with pytest.raises(ValueError, match="no longer those that CLIPFeaturizer gave"):
+        ICMTransformer(2).fit(Z * 2, Y)

@@ -1,16 +1,23 @@
 """What a user relies on when fitting and applying `ICMTransformer`."""
 
+import tracemalloc
+
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.covariance import oas
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip_icm import ICMTransformer, PairedEmbeddings
 from skclip_icm.datasets import make_causal_embeddings
+
+# Random classes, as the checks have them, may leave no direction to keep.
+pytestmark = pytest.mark.filterwarnings("ignore:No direction has more variance")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,10 @@ def leak(icm, A_var):
 
 
 @parametrize_with_checks(
-    [ICMTransformer(), ICMTransformer(method="whitening", center=False)]
+    [
+        ICMTransformer(pairs="class"),
+        ICMTransformer(method="whitening", center=False, pairs="class"),
+    ]
 )
 def test_sklearn_contract(estimator, check):
     check(estimator)
@@ -161,7 +171,8 @@ def test_class_and_domain_pairs_equal_listing_all_pairs(small, kind):
     y, domains = y[:37], domains[:37]  # unequal group sizes
     Z = Z[:37]
     listed = all_pairs(Z, y, domains if kind == "domain" else None)
-    icm = ICMTransformer(None, pairs=kind).fit(Z, y, domains=domains)
+    used = {"domains": domains} if kind == "domain" else {}
+    icm = ICMTransformer(None, pairs=kind).fit(Z, y, **used)
     by_hand = ICMTransformer(None, pairs=(listed, np.zeros_like(listed))).fit(Z)
     assert icm.n_pairs_seen_ == len(listed)
     assert icm.pairs_ == kind
@@ -169,22 +180,25 @@ def test_class_and_domain_pairs_equal_listing_all_pairs(small, kind):
     assert_allclose(icm.components_, by_hand.components_, atol=1e-7)
 
 
-def test_auto_takes_the_first_source_with_data(small):
+def test_no_other_pairs_than_those_asked_for(small):
+    """What is there beside them is not taken in their place, whatever it is."""
     Z, Z_do, y, domains = small
     fit = ICMTransformer().fit
-    assert fit(Z, y, X_do=Z_do, domains=domains).pairs_ == "interventional"
     assert fit(PairedEmbeddings(Z, Z_do), y).pairs_ == "interventional"
-    assert fit(Z, y, domains=domains).pairs_ == "domain"
-    assert fit(Z, y).pairs_ == "class"
-    with pytest.raises(ValueError, match="no pairs to learn from"):
-        fit(Z)
-    with pytest.raises(ValueError, match="no pairs to learn from"):
-        fit(Z, np.linspace(0, 1, 40))  # a regression target has no classes
+    assert fit(Z, y, X_do=Z_do).pairs_ == "interventional"
+    for lost in (Z, np.asarray(PairedEmbeddings(Z, Z_do)), Z.tolist()):
+        with pytest.raises(ValueError, match='pairs="class", pairs="domain" or'):
+            fit(lost, y)
+    for pairs in ("class", (Z, Z_do[:, 0])):
+        with pytest.raises(ValueError, match="X_do is passed, but pairs="):
+            ICMTransformer(pairs=pairs).fit(Z, y, X_do=Z_do)
+        with pytest.raises(ValueError, match="domains are passed, but pairs="):
+            ICMTransformer(pairs=pairs).fit(Z, y, domains=domains)
 
 
 @pytest.mark.parametrize("method", ["projection", "whitening"])
 def test_given_pairs_beside_those_of_the_data(small, method):
-    Z, Z_do, y, domains = small
+    Z, Z_do, y, _ = small
     rng = np.random.default_rng(1)
     U, V = rng.normal(size=(2, 7, 6))
     params = {"n_components": None, "method": method, "shrinkage": 0}
@@ -192,20 +206,16 @@ def test_given_pairs_beside_those_of_the_data(small, method):
     def second_moment(differences):
         return differences.T.astype(float) @ differences / len(differences)
 
-    sources = {
-        "interventional+given": ({"X_do": Z_do}, (Z[:, None] - Z_do).reshape(-1, 6)),
-        "domain+given": ({"domains": domains}, all_pairs(Z, y, domains)),
-    }
-    for kind, (arguments, differences) in sources.items():
-        S_do = 0.7 * second_moment(differences) + 0.3 * second_moment(U - V)
-        # Six pairs whose second moment is S_do.
-        root = np.linalg.cholesky(6 * S_do).T
-        by_hand = ICMTransformer(pairs=(root, 0 * root), **params).fit(Z)
-        icm = ICMTransformer(pairs=(U, V, 0.3), **params).fit(Z, y, **arguments)
-        assert_allclose(icm.eigenvalues_, by_hand.eigenvalues_, rtol=1e-5, atol=1e-6)
-        assert_allclose(icm.components_, by_hand.components_, rtol=1e-4, atol=1e-4)
-        assert icm.pairs_ == kind
-        assert icm.n_pairs_seen_ == len(differences) + 7
+    differences = (Z[:, None] - Z_do).reshape(-1, 6)
+    S_do = 0.7 * second_moment(differences) + 0.3 * second_moment(U - V)
+    # Six pairs whose second moment is S_do.
+    root = np.linalg.cholesky(6 * S_do).T
+    by_hand = ICMTransformer(pairs=(root, 0 * root), **params).fit(Z)
+    icm = ICMTransformer(pairs=(U, V, 0.3), **params).fit(Z, y, X_do=Z_do)
+    assert_allclose(icm.eigenvalues_, by_hand.eigenvalues_, rtol=1e-5, atol=1e-6)
+    assert_allclose(icm.components_, by_hand.components_, rtol=1e-4, atol=1e-4)
+    assert icm.pairs_ == "interventional+given"
+    assert icm.n_pairs_seen_ == len(differences) + 7
 
 
 def test_whitening_damps_moved_directions(causal):
@@ -234,6 +244,7 @@ def test_same_result_in_any_row_order(small):
         (lambda Z, D: {"X_do": D[..., :5]}, "X_do has 5 features, expected 6"),
         (lambda Z, D: {"X_do": D[0, 0]}, "X_do must have shape"),
         (lambda Z, D: {"X_do": np.where(np.arange(6) == 3, np.nan, D)}, "in row 0"),
+        (lambda Z, D: {"X_do": D, "domains": np.ones(40)}, "domains are passed, but"),
     ],
 )
 def test_bad_counterparts(small, arguments, message):
@@ -291,3 +302,107 @@ def test_fitted_transformer_is_small(causal):
 
     icm = ICMTransformer(lam=10).fit(causal.embeddings[causal.train])
     assert len(pickle.dumps(icm)) < 20_000
+
+
+def test_shrinkage_counts_the_pairs_that_it_is_estimated_from():
+    rng = np.random.default_rng(0)
+    X, U, V = (rng.normal(size=(n, 64)) for n in (5000, 20, 20))
+    U[:, :3] *= 6
+    icm = ICMTransformer(method="whitening", pairs=(U, V)).fit(X)
+    shrunk, rho = oas(U - V, assume_centered=True)
+    assert 0.1 < rho < 0.9
+    moved = np.linalg.eigvalsh(shrunk / (1 - rho))
+    assert_allclose(icm.eigenvalues_, moved**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_invariance_is_one_where_nothing_varies(n):
+    rng = np.random.default_rng(0)
+    X = np.ones((n, 16), np.float32)
+    X[:, :6] = rng.normal(size=(n, 3)) @ rng.normal(size=(3, 6))
+    X_do = X + rng.normal(size=(n, 16)).astype(np.float32) * (np.arange(16) < 9)
+    for center in (True, False):
+        icm = ICMTransformer(None, center=center).fit(X, X_do=X_do)
+        varies = (np.asarray(X, float) - X.mean(0)) @ icm.components_.T
+        still = np.square(varies).mean(0) < 1e-10
+        assert still.any()
+        assert_allclose(icm.invariance_[still], 1)
+        assert np.isfinite(icm.invariance_).all()
+        assert np.abs(icm.invariance_).max() < 1e6
+
+
+def test_few_rows_give_what_the_full_eigenproblem_gives(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20, 64)) * np.linspace(0.1, 3, 64)
+    X_do, y = X + rng.normal(size=(20, 64)), np.arange(20) % 4
+    U, V = rng.normal(size=(2, 6, 64))
+    for params, data in (
+        ({}, {"X_do": X_do}),
+        ({"pairs": "class"}, {"y": y}),
+        ({"pairs": "domain"}, {"y": y, "domains": np.arange(20) % 3}),
+        ({"pairs": (U, V)}, {}),
+        ({"pairs": (U, V, 0.3)}, {"X_do": X_do}),
+        ({"center": False, "n_components": 7}, {"X_do": X_do}),
+    ):
+        icm = ICMTransformer(lam=0.5, **params)
+        few = clone(icm).fit(X, **data)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "skclip_icm._projection.directions.solve_in_span", lambda *args: None
+            )
+            full = clone(icm).fit(X, **data)
+        assert few.n_components_ == full.n_components_
+        assert_allclose(few.components_, full.components_, atol=1e-8)
+        assert_allclose(few.eigenvalues_, full.eigenvalues_, atol=1e-10)
+        assert_allclose(few.invariance_, full.invariance_, atol=1e-8)
+        assert_allclose(few.scale_, full.scale_)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_an_intervention_that_changes_nothing_is_a_warning(small, k):
+    Z, Z_do = small[0], np.array(small[1])
+    Z_do[:, k] = Z
+    with pytest.warns(UserWarning, match=rf"2 counterparts .*, number {k} \(from 0\)"):
+        ICMTransformer().fit(Z, X_do=Z_do)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT])
+@pytest.mark.parametrize("name", ["y", "domains"])
+def test_missing_labels_are_named(small, name, missing):
+    Z, _, y, _ = small
+    labels = {"y": y, "domains": np.arange(len(y)) % 2}
+    labels[name] = np.array(labels[name], dtype=object)
+    labels[name][3] = missing
+    for values in (labels[name], pd.Series(labels[name]), list(labels[name])):
+        with pytest.raises(ValueError, match=rf"{name}\[3\] is .*missing label"):
+            ICMTransformer(pairs="domain").fit(Z, **{**labels, name: values})
+
+
+@pytest.mark.parametrize("name", ["y", "domains"])
+def test_labels_of_another_shape_are_named(small, name):
+    Z, _, y, _ = small
+    labels = {"y": y, "domains": np.arange(len(y)) % 2}
+    for values, message in (
+        (labels[name][:-1], f"{name} has {len(y) - 1} entries, expected {len(y)}"),
+        (np.stack([y, y], axis=1), rf"{name} has shape \({len(y)}, 2\), expected"),
+        (5, rf"{name} has shape \(\), expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ICMTransformer(pairs="domain").fit(Z, **{**labels, name: values})
+    column = {**labels, name: labels[name][:, None]}
+    with pytest.warns(DataConversionWarning, match="column-vector"):
+        icm = ICMTransformer(pairs="domain").fit(Z, **column)
+    expected = ICMTransformer(pairs="domain").fit(Z, **labels)
+    assert_allclose(icm.components_, expected.components_)
+
+
+def test_memory_does_not_grow_with_the_number_of_counterparts():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(4096, 256)).astype(np.float32)
+    X_do = np.repeat(X[:, None], 16, axis=1)
+    X_do[:, :, :128] += 1
+    tracemalloc.start()
+    ICMTransformer().fit(X, X_do=X_do)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 90e6

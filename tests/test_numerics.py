@@ -77,6 +77,12 @@ def listed_pairs(data, kind):
     )
 
 
+def needed(kind, Z_do, domains):
+    return {"interventional": {"X_do": Z_do}, "domain": {"domains": domains}}.get(
+        kind, {}
+    )
+
+
 def descending(M):
     """Eigenvalues of a symmetric matrix, and eigenvectors as rows of largest sign."""
     values, vectors = mpmath.eigsy(M)
@@ -105,8 +111,7 @@ def along(v, M):
 def test_projection(data, kind, center, dtype):
     Z, Z_do, y, domains = data
     icm = ICMTransformer(None, lam=0.7, pairs=kind, center=center)
-    arguments = {"X_do": Z_do.astype(dtype), "domains": domains}
-    icm.fit(Z.astype(dtype), y, **arguments)
+    icm.fit(Z.astype(dtype), y, **needed(kind, Z_do.astype(dtype), domains))
 
     pairs = listed_pairs(data, kind)
     S, S_do = covariance(Z) if center else second_moment(Z), second_moment(pairs)
@@ -156,10 +161,10 @@ def test_whitening(data, shrinkage):
     trace = mpmath.fsum(moved)
     epsilon = mpmath.mpf(shrinkage) if shrinkage != "auto" else None
     if epsilon is None:
-        # Chen et al. (2010), equation 23, and the ratio of its two terms.
+        # Chen et al. (2010), equation 23 for large D, and the ratio of its two terms.
         squares = mpmath.fsum(value**2 for value in moved)
-        numerator = (1 - mpmath.mpf(2) / D) * squares + trace**2
-        denominator = (N + 1 - mpmath.mpf(2) / D) * (squares - trace**2 / D)
+        numerator = squares + trace**2
+        denominator = (N * K + 1) * (squares - trace**2 / D)
         rho = min(numerator / denominator, 1)
         assert 0 < rho < 1
         epsilon = rho / (1 - rho)
@@ -200,7 +205,7 @@ def test_chunks_are_as_exact_as_one_fit(data, kind):
     Z, Z_do, y, domains = (np.asarray(part) for part in data)
     icm = ICMTransformer(None, lam=0.7, pairs=kind)
     for rows in (slice(0, 1), slice(1, 6), slice(6, None)):
-        icm.partial_fit(Z[rows], y[rows], X_do=Z_do[rows], domains=domains[rows])
+        icm.partial_fit(Z[rows], y[rows], **needed(kind, Z_do[rows], domains[rows]))
     S, S_do = covariance(Z), second_moment(listed_pairs(data, kind))
     eigenvalues, _ = descending(S - mpmath.mpf(0.7) * S_do)
     size = float(max(map(abs, eigenvalues)))

@@ -4,11 +4,18 @@ import pickle
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, make_scorer
 from sklearn.model_selection import (
+    FixedThresholdClassifier,
     GridSearchCV,
     LeaveOneGroupOut,
     cross_val_predict,
@@ -20,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from skclip_icm import (
     CLIPFeaturizer,
     ICMTransformer,
+    PairedEmbeddings,
     interventional_scorer,
     invariant_search,
 )
@@ -182,9 +190,9 @@ def test_explicit_counterparts_by_metadata(elpv):
     assert_allclose(pipe["icm"].eigenvalues_, by_hand.eigenvalues_, atol=1e-9)
 
 
-def test_a_step_that_rebuilds_the_array_is_named(elpv):
+def test_a_step_that_rebuilds_the_array_is_an_error(elpv):
     pipe = make_pipeline(("scale", StandardScaler()))
-    with pytest.raises(ValueError, match=r"step 'scale' \(StandardScaler\) rebuilt"):
+    with pytest.raises(ValueError, match="a plain ndarray; any step that computes new"):
         pipe.fit(elpv.images, elpv.target)
 
 
@@ -241,3 +249,102 @@ def test_invariant_search_over_images(elpv):
     search = invariant_search(pipe, grid, interventions="invert", error_score="raise")
     search.fit(elpv.images, elpv.target)
     assert search.best_estimator_["icm"].pairs_ == "interventional"
+
+
+def test_scorer_finds_the_featurizer_in_any_nesting(elpv):
+    score = interventional_scorer("accuracy", ["invert", "equalize"])
+    flat = make_pipeline().fit(elpv.images, elpv.target)
+    expected = score(flat, elpv.images, elpv.target)
+    inner = make_pipeline()
+    nested = Pipeline([("embed", inner[:2]), ("end", Pipeline(inner.steps[2:]))])
+    columns = ColumnTransformer([("image", inner[:2], ["image"])])
+    frame = pd.DataFrame({"image": list(elpv.images), "number": np.zeros(40)})
+    for model, X in (
+        (nested, elpv.images),
+        (Pipeline([("columns", columns), ("clf", inner[-1])]), frame),
+        (GridSearchCV(nested, {"embed__icm__lam": [1]}, cv=2), elpv.images),
+        (FixedThresholdClassifier(nested, threshold=0.5), elpv.images),
+    ):
+        fitted = clone(model).fit(X, elpv.target)
+        assert score(fitted, X, elpv.target) == expected
+        assert score(FrozenEstimator(fitted), X, elpv.target) == expected
+        predicted = fitted.predict(X)
+        assert_array_equal(predicted, flat.predict(elpv.images))  # as it was
+    search = invariant_search(nested, {"embed__icm__lam": [1]}, cv=2)
+    assert np.isfinite(search.fit(elpv.images, elpv.target).best_score_)
+
+
+def test_scorer_intervenes_on_every_column_of_images(elpv):
+    branch = make_pipeline()[:1]
+    columns = ColumnTransformer([("front", branch, "front"), ("back", branch, "back")])
+    model = Pipeline([("columns", columns), ("clf", LogisticRegression(max_iter=999))])
+    images = list(elpv.images)
+    frame = pd.DataFrame({"front": images, "back": images[::-1]})
+    model.fit(frame, elpv.target)
+    front, back = (
+        branch[0].intervene(frame[name], "invert").counterparts[:, 0]
+        for name in ("front", "back")
+    )
+    by_hand = model["clf"].score(np.hstack([front, back]), elpv.target)
+    score = interventional_scorer("accuracy", "invert")
+    assert score(model, frame, elpv.target) == by_hand
+
+
+def test_scorer_does_not_look_where_it_cannot_intervene(elpv):
+    """An ensemble predicts with many pipelines, not with the one that it was given."""
+    model = CalibratedClassifierCV(make_pipeline(), cv=2)
+    model.fit(elpv.images, elpv.target)
+    with pytest.raises(ValueError, match=r"got a CalibratedClassifierCV over a Pipe"):
+        interventional_scorer()(model, elpv.images, elpv.target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scoring": "acuracy"}, "'acuracy'"),
+        ({"scoring": accuracy_score}, "looks like it is a metric function"),
+        ({"interventions": "gaussian_blurr"}, "gaussian_blurr"),
+        ({"interventions": ["invert", "blurr"]}, "blurr"),
+        ({"scoring": interventional_scorer}, "is an interventional_scorer"),
+    ],
+)
+def test_a_mistaken_scorer_is_refused_when_it_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        interventional_scorer(**arguments)
+    with pytest.raises(ValueError, match=message):
+        invariant_search(make_pipeline(), {}, **arguments)
+
+
+def test_a_scorer_that_is_not_called_is_an_error():
+    Z = PairedEmbeddings(np.eye(8), np.eye(8))
+    search = GridSearchCV(
+        LogisticRegression(), {"C": [1, 2]}, scoring=interventional_scorer, cv=2
+    )
+    with pytest.raises(ValueError, match=r"call it, scoring=interventional_scorer\(\)"):
+        search.fit(Z, [0, 1] * 4)
+
+
+def test_invariant_search_does_not_go_on_without_counterparts():
+    search = invariant_search(LogisticRegression(), {"C": [1, 2]}, cv=2)
+    with pytest.raises(ValueError, match="needs an estimator over images"):
+        search.fit(np.eye(8), [0, 1] * 4)
+
+
+@pytest.mark.parametrize("scoring", ["accuracy", None, make_scorer(accuracy_score)])
+def test_scorer_hands_on_the_metadata_that_it_asks_for(scoring):
+    rng = np.random.default_rng(0)
+    Z, y = rng.normal(size=(60, 3)), np.arange(60) % 2
+    paired = PairedEmbeddings(Z, rng.normal(size=(60, 2, 3)))
+    weights = rng.uniform(size=60) * (y == 0)
+    with config_context(enable_metadata_routing=True):
+        model = LogisticRegression().set_fit_request(sample_weight=False)
+        model.set_score_request(sample_weight=True)
+        scorer = interventional_scorer(scoring).set_score_request(sample_weight=True)
+        fitted = clone(model).fit(Z, y)
+        views = paired.counterparts.swapaxes(0, 1)
+        by_hand = [fitted.score(view, y, sample_weight=weights) for view in views]
+        weighted = scorer(fitted, paired, y, sample_weight=weights)
+        assert_allclose(weighted, np.mean(by_hand))
+        search = GridSearchCV(model, {"C": [1]}, scoring=scorer, cv=[(range(60),) * 2])
+        search.fit(paired, y, sample_weight=weights)
+        assert_allclose(search.best_score_, weighted)

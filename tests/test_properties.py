@@ -11,7 +11,9 @@ from scipy.stats import ortho_group
 
 from skclip_icm import ICMTransformer, PairedEmbeddings
 
-pytestmark = pytest.mark.filterwarnings("ignore:No direction has more variance")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:No direction has more variance", "ignore:Of the .* counterparts"
+)
 
 properties = settings(
     max_examples=60,

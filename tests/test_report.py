@@ -215,9 +215,9 @@ def test_without_icm_it_says_so(causal, raw):
 
 
 def test_classifier_without_probabilities(causal):
-    Z, y = causal.embeddings, causal.target
-    ridge = RidgeClassifier().fit(Z[:, :1], y)
-    assert "distance" in Page(report(ridge, Z[:, :1], y, causal.names)).text
+    Z, y = np.asarray(causal.embeddings)[:, :1], causal.target
+    ridge = RidgeClassifier().fit(Z, y)
+    assert "distance" in Page(report(ridge, Z, y, causal.names)).text
 
 
 def test_no_mistakes(causal):

@@ -11,6 +11,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -20,6 +21,7 @@ from skclip_icm import (
     PairedEmbeddings,
     ZeroShotClassifier,
     interventional_scorer,
+    invariant_search,
 )
 from skclip_icm._encoding.encoder import load_encoder
 from skclip_icm._encoding.stores import open_cache
@@ -182,6 +184,24 @@ def test_predictions_are_coded_as_y(known, classifier, class_names, code):
     assert_array_equal(classifier.classes_[best], labels)
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")
+@pytest.mark.parametrize(
+    ("y", "n_names"),
+    [
+        (np.arange(256, dtype=np.uint8), 300),
+        (np.array([False, True]), 3),
+        (np.arange(100, dtype=np.int8), 200),
+        (np.array([False, True]), 2),
+    ],
+)
+def test_labels_do_not_wrap(known, y, n_names):
+    names = [f"{NAMES[i % 3]} {i}" for i in range(n_names)]
+    model = ZeroShotClassifier(KnownFeaturizer(), class_names=names).fit(
+        [(0, 0)] * len(y), y
+    )
+    assert_array_equal(model.classes_, np.arange(n_names))
+
+
 def test_classes_without_labels_keep_their_order(known, classifier):
     images, _ = known
     assert classifier.fit(images).classes_.tolist() == NAMES
@@ -335,3 +355,13 @@ def test_bad_rows(known, classifier):
     paired = KnownFeaturizer().intervene(images)
     with pytest.raises(ValueError, match="precomputed embeddings are fixed"):
         interventional_scorer("accuracy", "invert")(classifier, paired, y)
+
+
+def test_invariant_search_on_embeddings_and_on_images(known, classifier):
+    images, y = known
+    score, fitted = interventional_scorer(), clone(classifier).fit(images, y)
+    assert score(FrozenEstimator(fitted), images, y) == score(fitted, images, y)
+    for X in (KnownFeaturizer().intervene(images), images):
+        search = invariant_search(classifier, {"icm__lam": [0.1, 10]}, cv=2)
+        search.fit(X, y)
+        assert np.isfinite(search.cv_results_["mean_test_score"]).all()

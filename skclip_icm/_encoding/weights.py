@@ -18,7 +18,17 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".npy")
 
 
 class WeightsNotFoundError(OSError):
-    """A model's weights are neither on this machine nor to be had over the network."""
+    """A model's weights are neither on this machine nor to be had over the network.
+
+    Examples
+    --------
+    >>> from skclip_icm import CLIPFeaturizer, WeightsNotFoundError
+    >>> try:
+    ...     CLIPFeaturizer("local-dir:nowhere").fit(["cat.jpg"])
+    ... except WeightsNotFoundError as error:
+    ...     print(str(error).split(":")[0])
+    model_name='local-dir
+    """
 
 
 class Source(NamedTuple):

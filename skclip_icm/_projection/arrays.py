@@ -1,74 +1,24 @@
 """Chunks, Gram matrices and eigenvectors, for numpy and any other array library.
 
-numpy arrays, the usual case, go through BLAS and LAPACK routines that use the symmetry
-of the matrices. With scikit-learn's array API dispatch on, any other array stays in its
-library and on its device.
+With scikit-learn's array API dispatch on, an array stays in its library and on its
+device. This is the one place that imports what scikit-learn has for that, which is
+private.
 """
 
 import mmap
 
 import numpy as np
-from scipy.linalg import eigh
-from scipy.linalg.blas import dsyr, dsyrk
+from scipy.sparse import csr_array
 from sklearn.utils._array_api import (
+    _convert_to_numpy,
     _is_numpy_namespace,
     _max_precision_float_dtype,
+    get_namespace,
     get_namespace_and_device,
 )
 
-# Rows turned to float64 at a time: enough for BLAS to run at full speed, few enough
-# that the float64 copy of a piece stays small beside the float32 data.
-CHUNK_ROWS = 4096
-
-
-def float64_chunks(X):
-    """Yield (first row, float64 copy) of successive pieces of the rows of `X`.
-
-    On a device without float64 the copies are in float32.
-
-    Parameters
-    ----------
-    X : array of shape (n, ...)
-        Rows. Pages of a memory map are given back once they are copied, so that the
-        resident memory does not grow to the size of the file.
-
-    Yields
-    ------
-    start : int
-        First row of the piece.
-    chunk : array of shape (m, ...)
-        A copy to change at will, until the next: they share their memory, since fresh
-        pages would take longer than the copy.
-    """
-    xp, dtype, _ = wide(X)
-    is_numpy = _is_numpy_namespace(xp)
-    if is_numpy:
-        buffer = np.empty((min(X.shape[0], CHUNK_ROWS), *X.shape[1:]))
-    for start, chunk in chunks(X):
-        if is_numpy:
-            copy = buffer[: len(chunk)]
-            np.copyto(copy, chunk)
-            yield start, copy
-        else:
-            yield start, xp.astype(chunk, dtype, copy=True)
-
-
-def chunks(X):
-    """Yield (first row, rows) of successive pieces of `X`, without a copy.
-
-    Pages of a memory map are given back after use.
-    """
-    mapping = _file_mapping(X)
-    n = X.shape[0]
-    for start in range(0, n, CHUNK_ROWS):
-        yield start, X[start : min(start + CHUNK_ROWS, n), ...]
-        if mapping is not None:
-            mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def is_mapped(X):
-    """Say whether `X` is a view of a file of which `chunks` gives pages back."""
-    return _file_mapping(X) is not None
+# Memory for the float64 copy of a chunk: enough rows for BLAS to run at full speed.
+CHUNK_BYTES = 32 * 2**20
 
 
 def wide(X):
@@ -77,11 +27,15 @@ def wide(X):
     return xp, _max_precision_float_dtype(xp, device), device
 
 
+def floats(X):
+    """Return the dtypes that `X` may keep: float64 and float32 of its library."""
+    xp, _ = get_namespace(X)
+    return [xp.float64, xp.float32]
+
+
 def zeros(shape, like):
     """Zeros in the widest float dtype, where the array `like` is."""
     xp, dtype, device = wide(like)
-    if _is_numpy_namespace(xp):
-        return np.zeros(shape, order="F")
     return xp.zeros(shape, dtype=dtype, device=device)
 
 
@@ -93,42 +47,94 @@ def to_wide(values, like):
     return xp.asarray(values, dtype=dtype, device=device)
 
 
-def add_gram(total, rows):
-    """Return ``total + rows.T @ rows``; for numpy, only its upper half is valid.
-
-    The symmetric rank-k update of BLAS does half the work of a general product, and
-    adds in place when `total` is in Fortran order.
-    """
-    if not isinstance(total, np.ndarray):
-        return total + rows.T @ rows
-    # A C-ordered block is, transposed, in the Fortran order that BLAS wants: no copy.
-    return dsyrk(1.0, rows.T, beta=1.0, c=total, overwrite_c=True)
+def to_numpy(values):
+    """Return an array, of any library and device, as a numpy array."""
+    if hasattr(values, "__array_namespace__") or hasattr(values, "detach"):
+        values = _convert_to_numpy(values, get_namespace(values)[0])
+    return np.asarray(values)
 
 
-def add_outer(total, v, weight):
-    """Return ``total + weight * outer(v, v)``, in the form of `add_gram`."""
-    if not isinstance(total, np.ndarray):
-        return total + weight * v[:, None] * v[None, :]
-    return dsyr(weight, v, a=total, overwrite_a=True)
-
-
-def check_same_library(X, transformer, method):
-    """Raise unless `X` is of the array library and device that `fit` has seen.
-
-    Raises
-    ------
-    ValueError
-        If it is not; in the words of scikit-learn.
-    """
+def take_rows(X, rows):
+    """Rows of `X` by number, a numpy array of int, in the library of `X`."""
+    if isinstance(X, np.ndarray):
+        return X[rows]
     xp, _, device = wide(X)
-    its_xp, _, its_device = wide(transformer.components_)
-    if its_xp is not xp or str(its_device) != str(device):
-        raise ValueError(
-            f"Inputs passed to {type(transformer).__name__}.{method}() must use the "
-            "same namespace and the same device as those passed to fit(): found "
-            f"{xp.__name__} on {device}, fitted with {its_xp.__name__} on "
-            f"{its_device}. Convert X, or fit again."
-        )
+    return xp.take(X, xp.asarray(rows, dtype=xp.int64, device=device), axis=0)
+
+
+def sums_by_group(rows, codes, n_groups):
+    """Sums of the rows of each group, shape (n_groups, d)."""
+    if isinstance(rows, np.ndarray):
+        indicator = np.ones(len(codes)), (codes, np.arange(len(codes)))
+        return csr_array(indicator, shape=(n_groups, len(codes))) @ rows
+    indicator = np.arange(n_groups)[:, None] == codes
+    return to_wide(indicator.astype(float), rows) @ rows
+
+
+def chunk_rows(row_bytes):
+    """Return how many rows of that many bytes of float64 make a chunk."""
+    return max(1, CHUNK_BYTES // row_bytes)
+
+
+def wide_chunks(X, n_rows):
+    """Yield successive pieces of `n_rows` rows of `X` as float64 copies.
+
+    On a device without float64 the copies are in float32. A piece may be changed at
+    will, until the next: they share their memory, since fresh pages would take longer
+    than the copy.
+    """
+    xp, dtype, _ = wide(X)
+    is_numpy = _is_numpy_namespace(xp)
+    if is_numpy:
+        buffer = np.empty((min(X.shape[0], n_rows), *X.shape[1:]))
+    for rows in chunks(X, n_rows):
+        if is_numpy:
+            copy = buffer[: len(rows)]
+            np.copyto(copy, rows)
+            yield copy
+        else:
+            yield xp.astype(rows, dtype, copy=True)
+
+
+def chunks(X, n_rows):
+    """Yield successive pieces of `n_rows` rows of `X`, without a copy.
+
+    Pages of a memory map are given back after use, so that the resident memory does not
+    grow to the size of the file.
+    """
+    mapping = _file_mapping(X)
+    for start in range(0, X.shape[0], n_rows):
+        yield X[start : min(start + n_rows, X.shape[0]), ...]
+        if mapping is not None:
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def is_mapped(X):
+    """Say whether `X` is a view of a file of which `chunks` gives pages back."""
+    return _file_mapping(X) is not None
+
+
+def add_gram(total, rows):
+    """Return ``total + rows.T @ rows``, in place for numpy.
+
+    numpy sees that the factors are one array and does half the work. SciPy has routines
+    for that too, but with threads of its own, and those of both would wait busily.
+    """
+    gram = rows.T @ rows
+    if not isinstance(total, np.ndarray):
+        return total + gram
+    total += gram
+    return total
+
+
+def descending_eigh(M):
+    """Eigenvalues of symmetric `M`, largest first, and eigenvectors as rows."""
+    xp = wide(M)[0]
+    eigenvalues, vectors = xp.linalg.eigh(M)
+    rows = xp.flip(vectors, axis=1).T
+    # In memory as they are read: products of a flipped view would each copy it.
+    rows = np.ascontiguousarray(rows) if isinstance(rows, np.ndarray) else rows
+    return xp.flip(eigenvalues), rows
 
 
 def map_rows(X, directions, shift):
@@ -138,9 +144,7 @@ def map_rows(X, directions, shift):
     ----------
     X : array of shape (n, d)
         Rows.
-    directions : array of shape (r, d)
-        In the library and dtype of `X`.
-    shift : array of shape (r,)
+    directions, shift : arrays of shape (r, d) and (r,)
         In the library and dtype of `X`.
 
     Returns
@@ -152,32 +156,51 @@ def map_rows(X, directions, shift):
         mapped = X @ directions.T
     else:
         mapped = np.empty((X.shape[0], len(directions)), dtype=X.dtype)
-        for start, rows in chunks(X):
-            np.matmul(rows, directions.T, out=mapped[start : start + len(rows)])
+        start = 0
+        for rows in chunks(X, chunk_rows(8 * X.shape[1])):
+            stop = start + len(rows)
+            np.matmul(rows, directions.T, out=mapped[start:stop])
+            start = stop
     mapped -= shift
     return mapped
 
 
-def symmetric(total):
-    """Complete what `add_gram` has summed up."""
-    if not isinstance(total, np.ndarray):
-        return total
-    whole = np.triu(total)
-    whole += np.triu(total, 1).T
-    return whole
+def unmap_rows(X, directions, mean, scale):
+    """Return rows nearest to `mean` that ``(row - mean) @ directions.T * scale`` maps.
+
+    Parameters
+    ----------
+    X : array of shape (n, r)
+        What the rows are mapped to.
+    directions : array of shape (r, d)
+        Orthogonal rows.
+    mean : array of shape (d,)
+        In the library of `X`, as `directions`.
+    scale : float
+        Not 0.
+
+    Returns
+    -------
+    rows : array of shape (n, d)
+        In the dtype of `X`.
+    """
+    xp = wide(X)[0]
+    directions, mean = (xp.astype(values, X.dtype) for values in (directions, mean))
+    squared_norms = xp.sum(directions * directions, axis=1)
+    return X @ (directions / (scale * squared_norms)[:, None]) + mean
 
 
-def descending_eigh(M):
-    """Eigenvalues of symmetric `M`, largest first, and eigenvectors as rows."""
-    if isinstance(M, np.ndarray):
-        # Divide and conquer is the fastest driver when all eigenvectors are wanted.
-        eigenvalues, vectors = eigh(
-            M, driver="evd", overwrite_a=True, check_finite=False
+def check_same_library(X, fitted, what):
+    """Raise ValueError unless `X` is of the array library and device of `fitted`."""
+    xp, _, device = wide(X)
+    its_xp, _, its_device = wide(fitted)
+    if its_xp is not xp or str(its_device) != str(device):
+        raise ValueError(
+            f"Inputs passed to ICMTransformer.{what}() must use the same namespace and "
+            f"the same device as those passed to fit(): found {xp.__name__} on "
+            f"{device}, fitted with {its_xp.__name__} on {its_device}. Convert X, or "
+            "fit again."
         )
-        return eigenvalues[::-1], vectors[:, ::-1].T
-    xp = wide(M)[0]
-    eigenvalues, vectors = xp.linalg.eigh(M)
-    return xp.flip(eigenvalues), xp.flip(vectors, axis=1).T
 
 
 def _file_mapping(X):

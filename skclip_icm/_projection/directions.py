@@ -5,70 +5,161 @@ from numbers import Integral
 
 import numpy as np
 
-from skclip_icm._projection.arrays import descending_eigh, wide
-from skclip_icm._projection.differences import as_labels
+from skclip_icm._projection.arrays import descending_eigh, to_numpy, wide
+from skclip_icm._projection.differences import count_rows, given_pairs, pieces
+from skclip_icm._projection.groups import GroupMeans, Groups, no_pairs
+from skclip_icm._projection.sums import Sums, check_sizes
+
+# Pairs that differ by less than this share of the variance do not differ but by what
+# a model computes differently from one batch to the next.
+_UNCHANGED = 1e-9
 
 
-def solve(statistics, *, n_components, lam, method, center, rescale, shrinkage):
+def fit_rows(X, source, params):
+    """Fitted attributes of `ICMTransformer`, by name, from all rows at once.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+        Embeddings.
+    source : Source
+        Where their pairs come from.
+    params : dict
+        Parameters of `ICMTransformer`.
+
+    Returns
+    -------
+    fitted : dict
+        As `solve` returns it.
+    """
+    groups = Groups(source.keys, np.bincount(source.codes)) if source.keys else None
+    if groups is not None and not groups.n_pairs:
+        raise ValueError(no_pairs(source.kind))
+    given = given_pairs(params["pairs"], X)
+    fitted = solve_in_span(X, source, groups, given, params)
+    if fitted is None:
+        fitted = solve(Sums(X, groups).update(X, source).close(), given, params)
+    return fitted
+
+
+def solve(sums, given, params, *, basis=None, mean=None):
     """Fitted attributes of `ICMTransformer`, by name, from what it has summed up.
 
     Parameters
     ----------
-    statistics : PairStatistics
-        Moments of the rows and of the pairs.
-    n_components, lam, method, center, rescale, shrinkage
-        As in `ICMTransformer`.
+    sums : Sums
+        Of the rows and of the pairs.
+    given : tuple of (array of shape (m, d), float) or None
+        As `differences.given_pairs` returns it.
+    params : dict
+        Parameters of `ICMTransformer`.
+    basis : ndarray of shape (d, r), default=None
+        Orthonormal columns, if the sums are of coordinates in the space that they
+        span, which holds all rows and pairs. Directions are mapped back from there.
+    mean : ndarray of shape (d,), default=None
+        With a `basis`, the mean of the rows.
 
     Returns
     -------
     fitted : dict
         The attributes, with directions in the dtype of the embeddings.
     """
-    moments, S_do = statistics.moments, statistics.pair_moment()
-    xp = wide(S_do)[0]
-    S = moments.second_moment(center=center)
-    if method == "projection":
-        eigenvalues, directions = projection(S, S_do, lam)
+    center, lam = params["center"], params["lam"]
+    xp = wide(sums.mean)[0]
+    S = sums.second_moment(center=center)
+    S_do, n_pairs = _pair_moment(sums, given)
+    if params["method"] == "projection":
+        # Song et al. (2025), stage 2 of CLIP-ICM: the first r rows maximise
+        # tr A (S - lam S_do) A.T over r orthonormal rows (Ky Fan's theorem).
+        eigenvalues, directions = descending_eigh(S - lam * S_do)
+        unchanged = _warn_of_unchanged(sums)
     else:
-        eigenvalues, directions = whitening(S_do, shrinkage, moments.n)
-    kept = _count(as_labels(eigenvalues), n_components, lam)
-    A = _fix_signs(directions[:kept, :])
-    moved = _along(A, S_do)
-    # The mean square of each output before the scale. An eigenvalue holds it already.
-    if method == "projection":
-        square = eigenvalues[:kept] + lam * moved
-    else:
-        square = _along(A, S)
+        eigenvalues, directions = whitening(S_do, params["shrinkage"], n_pairs)
+        unchanged = False
+    r = eigenvalues.shape[0]
+    d = r if basis is None else basis.shape[0]
+    spectrum = eigenvalues if d == r else _with_zeros(eigenvalues, d)
+    kept = _count(to_numpy(spectrum), params["n_components"], lam, quiet=unchanged)
+    A = directions[:kept, :]
+    moved, square = _along(A, S_do), _along(A, S)
     total = float(xp.sum(square))
-    variance = square if center else square - (A @ moments.mean) ** 2
-    mean = moments.mean if center else xp.zeros_like(moments.mean)
+    variance = square if center else square - (A @ sums.mean) ** 2
+    lengths = xp.sum(A * A, axis=1)
+    invariance = _invariance(moved, variance, d * sums.variance() * lengths)
+    A = _fix_signs(A if basis is None else A @ basis.T)
+    mean = sums.mean if mean is None else mean
     return {
-        "components_": xp.astype(A, statistics.dtype),
-        "mean_": xp.astype(mean, statistics.dtype),
-        "scale_": total**-0.5 if rescale and total > 0 else 1.0,
-        "eigenvalues_": eigenvalues,
-        "invariance_": _invariance(moved, variance),
+        "components_": xp.astype(A, sums.dtype),
+        "mean_": xp.astype(mean if center else xp.zeros_like(mean), sums.dtype),
+        "scale_": total**-0.5 if params["rescale"] and total > 0 else 1.0,
+        "eigenvalues_": spectrum,
+        "invariance_": invariance,
         "n_components_": kept,
-        "n_samples_seen_": moments.n,
-        "n_pairs_seen_": statistics.n_pairs,
-        "pairs_": statistics.kind,
+        "n_samples_seen_": sums.n,
+        "n_pairs_seen_": n_pairs,
     }
 
 
-def projection(S, S_do, lam):
-    """Eigenvalues, descending, and eigenvectors, as rows, of ``S - lam * S_do``.
+@np.errstate(over="ignore", invalid="ignore")
+def solve_in_span(X, source, groups, given, params):
+    r"""Do what `solve` does, for few rows, in the space that they and their pairs span.
 
-    The first r rows maximise ``tr A (S - lam * S_do) A.T`` over matrices A of r
-    orthonormal rows (Song et al., 2025, stage 2 of CLIP-ICM; Ky Fan's theorem).
+    With fewer rows than features, :math:`S - \lambda S_{do}` has its eigenvectors with
+    eigenvalues other than 0 in the span of rows and differences. Coordinates in an
+    orthonormal basis of it make a small problem with the same ones.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+        Embeddings.
+    source : Source
+        Where their pairs come from.
+    groups : Groups or None
+        Of class and domain pairs.
+    given, params
+        As for `solve`.
+
+    Returns
+    -------
+    fitted : dict or None
+        None if there is no such space, or more directions are asked for than have a
+        positive eigenvalue.
     """
-    return descending_eigh(S - lam * S_do)
+    n_rows = X.shape[0] + count_rows(source, X.shape[0])
+    n_rows += 0 if given is None else given[0].shape[0]
+    small = isinstance(X, np.ndarray) and n_rows < X.shape[1]
+    if not small or params["method"] != "projection" or params["n_components"] is None:
+        return None
+    means = None if groups is None else GroupMeans(groups, X)
+    # As small as this, all rows are in one piece.
+    ((Z, differences, n_pairs, moved),) = pieces(X, source, means)
+    if groups is not None:
+        differences = np.vstack([differences, groups.between(means.values)])
+        n_pairs = groups.n_pairs
+    check_sizes((np.vdot(Z, Z), np.vdot(differences, differences)), X, source)
+    mean = Z.mean(axis=0)
+    Z -= mean
+    parts = [Z, differences] + ([] if given is None else [given[0]])
+    parts += [] if params["center"] else [mean[None, :]]
+    rows = np.vstack(parts)
+    basis, R = np.linalg.qr(rows.T)
+    # The columns of R are the coordinates of the rows.
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    Z, differences, *others = np.split(np.ascontiguousarray(R.T), ends)
+    given = None if given is None else (others[0], given[1])
+    sums = Sums(basis[:1]).add_pairs(differences, n_pairs, moved)
+    sums.add(Z)
+    sums.mean, sums.dtype = mean @ basis, X.dtype
+    fitted = solve(sums, given, params, basis=basis, mean=mean)
+    eigenvalues = fitted["eigenvalues_"]
+    return fitted if eigenvalues[fitted["n_components_"] - 1] > 0 else None
 
 
-def whitening(S_do, shrinkage, n_samples):
+def whitening(S_do, shrinkage, n_pairs):
     """Weights, descending, and rows of the whitening matrix of `S_do`."""
     xp = wide(S_do)[0]
-    epsilon = _oas_ratio(S_do, n_samples) if shrinkage == "auto" else shrinkage
-    moved, directions = descending_eigh(xp.asarray(S_do, copy=True))
+    epsilon = _oas_ratio(S_do, n_pairs) if shrinkage == "auto" else shrinkage
+    moved, directions = descending_eigh(S_do)
     damping = xp.clip(moved, 0.0, None) + epsilon * xp.mean(moved)
     if float(damping[-1]) <= float(damping[0]) * np.finfo(float).eps:
         raise ValueError(
@@ -80,7 +171,18 @@ def whitening(S_do, shrinkage, n_samples):
     return weights, weights[:, None] * xp.flip(directions, axis=0)
 
 
-def _count(eigenvalues, n_components, lam):
+def _pair_moment(sums, given):
+    """Second moment of the differences of all pairs, and their number."""
+    if given is None:
+        return sums.pair_moment(), sums.n_pairs
+    rows, weight = given
+    moment = rows.T @ rows
+    if weight < 1:
+        moment = (1 - weight) * sums.pair_moment() + weight * moment
+    return moment, sums.n_pairs + rows.shape[0]
+
+
+def _count(eigenvalues, n_components, lam, quiet):
     """How many directions `n_components` of `ICMTransformer` asks for."""
     if n_components is None:
         return len(eigenvalues)
@@ -90,18 +192,40 @@ def _count(eigenvalues, n_components, lam):
     tiny = np.abs(eigenvalues).max() * len(eigenvalues) * np.finfo(float).eps
     positive = eigenvalues[eigenvalues > tiny]
     if not positive.size:
-        warnings.warn(
-            f"No direction has more variance than lam={lam} times what the "
-            "pairs cause; keeping the single best one. Lower lam, or make the "
-            "interventions milder.",
-            UserWarning,
-            stacklevel=6,
-        )
+        if not quiet:
+            warnings.warn(
+                f"No direction has more variance than lam={lam} times what the "
+                "pairs cause; keeping the single best one. Lower lam, or make the "
+                "interventions milder.",
+                UserWarning,
+                stacklevel=2,
+            )
         return 1
     if n_components == "auto":
         return len(positive)
     share = np.cumsum(positive) / positive.sum()
     return min(np.searchsorted(share, n_components) + 1, len(positive))
+
+
+def _warn_of_unchanged(sums):
+    """Warn of interventions that change nothing, and say whether none does."""
+    least = _UNCHANGED * sums.variance() * sums.n
+    unchanged = [str(i) for i in np.flatnonzero(sums.moved <= least)]
+    if unchanged:
+        warnings.warn(
+            f"Of the {len(sums.moved)} counterparts of each row, number "
+            f"{', '.join(unchanged)} (from 0) does not differ from the row anywhere: "
+            "that intervention changes nothing in these images, as a change of hue "
+            "does in grey ones. Choose another one.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return len(unchanged) == len(sums.moved) > 0
+
+
+def _with_zeros(eigenvalues, d):
+    padded = np.concatenate([eigenvalues, np.zeros(d - len(eigenvalues))])
+    return np.sort(padded)[::-1]
 
 
 def _fix_signs(directions):
@@ -116,20 +240,26 @@ def _along(directions, M):
     return wide(M)[0].sum((directions @ M) * directions, axis=1)
 
 
-def _invariance(moved, variance):
-    # A direction in which nothing varies cannot be moved either: it is invariant.
+def _invariance(moved, variance, trace):
+    """One less half the share of the variance that pairs cause, for each direction."""
     xp = wide(moved)[0]
-    spread = xp.clip(2 * variance, float(np.finfo(np.float32).tiny) ** 2, None)
-    return 1 - xp.clip(moved, 0.0, None) / spread
+    # A direction in which nothing varies, beyond rounding, cannot be moved either.
+    varies = variance > trace * float(np.finfo(float).eps)
+    share = xp.clip(moved, 0.0, None) / xp.where(varies, 2 * variance, 1.0)
+    return xp.where(varies, 1 - share, 1.0)
 
 
-def _oas_ratio(S, n_samples):
-    """Weight of the identity beside `S` when shrunk (Chen et al., 2010, eq. 23)."""
+def _oas_ratio(S, n):
+    """Weight of the identity beside `S` when shrunk.
+
+    The oracle approximating shrinkage (Chen et al., 2010, eq. 23) as
+    `sklearn.covariance.oas` has it, without the factor 1 - 2 / d of the trace.
+    """
     d = S.shape[0]
     trace_squared = float(wide(S)[0].linalg.trace(S)) ** 2
     square_trace = float(wide(S)[0].sum(S * S))
-    numerator = (1 - 2 / d) * square_trace + trace_squared
-    denominator = (n_samples + 1 - 2 / d) * (square_trace - trace_squared / d)
+    numerator = square_trace + trace_squared
+    denominator = (n + 1) * (square_trace - trace_squared / d)
     rho = numerator / denominator if denominator > numerator else 1.0
     # Beyond a million times the mean of its eigenvalues, S itself plays no part, and
     # the rounding of 1 - rho should not either.

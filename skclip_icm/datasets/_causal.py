@@ -4,8 +4,8 @@ from numbers import Integral, Real
 
 import numpy as np
 from sklearn.utils import Bunch, check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
+from skclip_icm._estimators import Interval, validate_params
 from skclip_icm.pairs import PairedEmbeddings
 
 SHIFT = 0.75

@@ -6,7 +6,8 @@ from numbers import Integral, Real
 import numpy as np
 from PIL import Image
 from sklearn.utils import Bunch, check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
+
+from skclip_icm._estimators import Interval, validate_params
 
 from ._npm import package_folders
 

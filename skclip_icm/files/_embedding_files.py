@@ -185,25 +185,25 @@ def _by_numbers(path):
 
 
 def _check_numbers(paths):
-    """Find a part that is missing, and two series of parts in one folder."""
-    series = {}
-    for path in paths:
-        if number := re.fullmatch(r"(\D*)(\d+)", path.stem):
-            series.setdefault(number[1], []).append(int(number[2]))
-    if len(series) > 1 and len(set(map(tuple, series.values()))) == 1:
+    """Find files that are not parts of one series, and a part that is missing."""
+    series = {re.sub(r"\d+", "*", path.name) for path in paths}
+    if len(series) > 1:
         raise ValueError(
-            f"{paths[0].parent} holds several series of parts: {sorted(series)}. Give "
-            f"one of them as a pattern, such as '{min(series)}*{paths[0].suffix}'."
+            f"{paths[0].parent} holds several series of files: {sorted(series)}. Give "
+            "one of them as a pattern, or the files of all as a list."
         )
-    for prefix, numbers in series.items():
-        # Some writers count from 1; of these no one can tell whether part 0 is missing.
-        missing = sorted(set(range(min(1, numbers[0]), numbers[-1])) - set(numbers))
-        if missing and numbers[0] <= 1:
-            raise FileNotFoundError(
-                f"{paths[0].parent}: of the parts '{prefix}{numbers[0]}' to "
-                f"'{prefix}{numbers[-1]}', number {missing[0]} is missing "
-                f"({len(missing)} in all). Restore them, or give a list of files."
-            )
+    parts = [re.fullmatch(r"(\D*)(\d+)", path.stem) for path in paths]
+    if None in parts:
+        return
+    prefix, numbers = parts[0][1], [int(part[2]) for part in parts]
+    # Some writers count from 1; of these no one can tell whether part 0 is missing.
+    missing = sorted(set(range(min(1, numbers[0]), numbers[-1])) - set(numbers))
+    if missing and numbers[0] <= 1:
+        raise FileNotFoundError(
+            f"{paths[0].parent}: of the parts '{prefix}{numbers[0]}' to "
+            f"'{prefix}{numbers[-1]}', number {missing[0]} is missing "
+            f"({len(missing)} in all). Restore them, or give a list of files."
+        )
 
 
 def _open_part(path, column):

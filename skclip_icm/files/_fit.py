@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 
+from skclip_icm._projection.arrays import to_numpy
+from skclip_icm._projection.groups import count_groups
 from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
 
 
@@ -13,8 +16,8 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     """Fit a transformer to embeddings in files, chunk by chunk.
 
     The result is that of ``icm.fit`` on all rows at once, up to rounding. Memory is for
-    a chunk (32 MiB) and for the sums: two d x d matrices of float64, or one for each
-    class (and domain) with class and domain pairs.
+    a chunk (32 MiB) and for the sums: two d x d matrices of float64, whatever the
+    number of classes.
 
     Parameters
     ----------
@@ -34,7 +37,8 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     -------
     icm : ICMTransformer
         A new transformer, fitted. More rows can be added to it by its ``partial_fit``
-        and ``merge``.
+        and ``merge``, but with class and domain pairs, whose weights are those of these
+        rows.
 
     Raises
     ------
@@ -54,7 +58,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     >>> from skclip_icm.datasets import make_causal_embeddings
     >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(f"{folder}/img_emb_0.npy", Z.copy())
+    ...     np.save(f"{folder}/img_emb_0.npy", Z)
     ...     np.save(f"{folder}/do.npy", Z.counterparts[:, 0])
     ...     icm = fit_files(
     ...         f"{folder}/img_emb_*.npy",
@@ -70,26 +74,28 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     counterparts = [_as_rows(rows) for rows in counterparts]
     names = [f"X_do[{k}]" if several else "X_do" for k in range(len(counterparts))]
     labels = {"y": y, "domains": domains}
-    labels = {key: np.asarray(v) for key, v in labels.items() if v is not None}
+    labels = {key: to_numpy(v) for key, v in labels.items() if v is not None}
     for name, rows in [*zip(names, counterparts, strict=True), *labels.items()]:
         if len(rows) != len(X):
             raise ValueError(
                 f"{name} has {len(rows)} rows, expected {len(X)}: one for each row of "
                 "X, in the same order."
             )
-    icm, start = clone(icm), 0
+    icm, start, groups = clone(icm), 0, count_groups(icm.pairs, len(X), **labels)
     n_rows = max(1, CHUNK_BYTES // (4 * X.shape[1] * (1 + len(counterparts))))
     sources = [("X", X), *zip(names, counterparts, strict=True)]
     for chunks in zip(*(_chunks(rows, n_rows) for _, rows in sources), strict=True):
         stop = start + len(chunks[0])
         its_labels = {key: values[start:stop] for key, values in labels.items()}
         try:
-            icm._add_rows(chunks[0], X_do=_stack(chunks[1:]), **its_labels)
+            icm._add_rows(
+                chunks[0], X_do=_stack(chunks[1:]), groups=groups, **its_labels
+            )
         except ValueError as error:
             _raise_located(sources, chunks, start, error)
             raise
         start = stop
-    return find_directions(icm)
+    return icm._finish()
 
 
 def transform_files(X, icm, folder):
@@ -113,6 +119,8 @@ def transform_files(X, icm, folder):
 
     Raises
     ------
+    NotFittedError
+        If `icm` is not fitted.
     FileExistsError
         If a file of that name is in the folder already.
     ValueError
@@ -127,10 +135,11 @@ def transform_files(X, icm, folder):
     >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
     >>> icm = ICMTransformer(lam=10).fit(Z)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(f"{folder}/img_emb_0.npy", Z.copy())
+    ...     np.save(f"{folder}/img_emb_0.npy", Z)
     ...     print(transform_files(f"{folder}/img_emb_0.npy", icm, f"{folder}/icm"))
     <EmbeddingFiles: 1000 x 16 float32 in 1 files>
     """
+    check_is_fitted(icm)
     X = X if isinstance(X, EmbeddingFiles) else EmbeddingFiles(X)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,34 +153,6 @@ def transform_files(X, icm, folder):
     for part, target in zip(X._parts, targets, strict=True):
         _write(target, part, X.column, icm)
     return EmbeddingFiles(targets)
-
-
-def find_directions(icm):
-    """Return `icm`, fitted to the chunks that have been added to it.
-
-    Parameters
-    ----------
-    icm : ICMTransformer
-        Changed in place.
-
-    Returns
-    -------
-    icm : ICMTransformer
-        The same.
-
-    Raises
-    ------
-    ValueError
-        If there was no pair in all chunks together.
-    """
-    sums = icm._statistics
-    if not sums.n_pairs:
-        across = " lie in different domains" if sums.kind == "domain" else ""
-        raise ValueError(
-            f'pairs="{sums.kind}" finds no pairs: no two rows of one class{across}.'
-        )
-    icm._solve(sums)
-    return icm
 
 
 def _as_rows(X):

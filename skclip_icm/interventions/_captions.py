@@ -10,8 +10,8 @@ import re
 from numbers import Integral
 
 import numpy as np
-from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
+from skclip_icm._estimators import Interval, StrOptions, validate_params
 from skclip_icm.interventions._callables import call_reproducibly
 
 #: Styles of a picture, as templates with a slot ``{}`` for its content.

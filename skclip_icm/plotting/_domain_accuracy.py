@@ -5,8 +5,9 @@ import textwrap
 import numpy as np
 from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import _num_samples
 
-from skclip_icm._steps import check_labels
+from skclip_icm._projection.groups import check_labels
 from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
 
 # As many as are coprime with the colours, so that the combinations do not repeat soon.
@@ -131,7 +132,8 @@ class DomainAccuracyDisplay:
             )
         if not isinstance(estimators, dict):
             estimators = {type(estimators).__name__: estimators}
-        y, domains = check_labels(y, "y", X), check_labels(domains, "domains", X)
+        n = _num_samples(X)
+        y, domains = check_labels(y, "y", n), check_labels(domains, "domains", n)
         repeats = {
             method: fitted if isinstance(fitted, list | tuple) else [fitted]
             for method, fitted in estimators.items()

@@ -6,10 +6,9 @@ import textwrap
 import numpy as np
 
 from skclip_icm._encoding.encode_loop import AS_IS
+from skclip_icm._estimators import find_featurizer
 from skclip_icm._images.decoding import decode
 from skclip_icm._images.inputs import as_items, read_content
-from skclip_icm._steps import find_step
-from skclip_icm.featurizer import CLIPFeaturizer
 from skclip_icm.interventions import resolve_interventions
 from skclip_icm.plotting._axes import make_axes, verbatim
 
@@ -107,7 +106,7 @@ class InterventionDisplay:
         ImageError
             If an image cannot be read, also with ``on_error="nan"``.
         """
-        before, featurizer = find_step(estimator, CLIPFeaturizer)
+        before, featurizer, _ = find_featurizer(estimator)
         for step in before:
             X = step.transform(X)
         items = as_items(X)

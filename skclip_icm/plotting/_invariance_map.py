@@ -5,7 +5,8 @@ from sklearn.decomposition import PCA
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _num_samples
 
-from skclip_icm._steps import check_labels, find_fitted_icm
+from skclip_icm._estimators import find_fitted_icm
+from skclip_icm._projection.groups import check_labels
 from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
 
 # A colour and a marker of its own for each group; more groups than this in one panel
@@ -118,9 +119,9 @@ class InvarianceMapDisplay:
             If it is not fitted.
         """
         steps, icm = find_fitted_icm(estimator)
-        y = check_labels(y, "y", X)
+        y = check_labels(y, "y", _num_samples(X))
         if domains is not None:
-            domains = check_labels(domains, "domains", X)
+            domains = check_labels(domains, "domains", _num_samples(X))
         if _num_samples(X) > max_samples:
             rng = check_random_state(random_state)
             rows = np.sort(rng.choice(_num_samples(X), max_samples, replace=False))

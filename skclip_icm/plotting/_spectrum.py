@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skclip_icm._steps import find_fitted_icm
+from skclip_icm._estimators import find_fitted_icm
 from skclip_icm.plotting._axes import BLACK, BLUE, VERMILION, make_axes
 
 

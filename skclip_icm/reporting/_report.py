@@ -1,10 +1,15 @@
 """The report: what it takes, and in which order it says what."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from sklearn.utils.validation import check_is_fitted
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skclip_icm._steps import check_labels, find_images, inner_estimator
+from skclip_icm._estimators import find_step, is_featurizer
+from skclip_icm._images.inputs import as_items
+from skclip_icm._projection.groups import check_labels
 from skclip_icm.plotting._axes import import_pyplot
 from skclip_icm.reporting import _sections
 from skclip_icm.reporting._html import framed, page
@@ -92,7 +97,8 @@ def report(
     Report(Pipeline: accuracy 0.997, mean of 2 domains 0.997)
     """
     import_pyplot()
-    y, domains = check_labels(y, "y", X), check_labels(domains, "domains", X)
+    n = _num_samples(X)
+    y, domains = check_labels(y, "y", n), check_labels(domains, "domains", n)
     name = type(estimator).__name__
     if not isinstance(compare, dict | None):
         raise TypeError(
@@ -108,7 +114,7 @@ def report(
     for method, fitted in methods.items():
         _check_classifier(method, fitted)
     scores = score_by_domain(methods, X, y, domains, scoring)
-    images = find_images(estimator, X)
+    images = _find_images(estimator, X)
     content = (
         _sections.scores(scores),
         _sections.search(estimator),
@@ -116,7 +122,7 @@ def report(
         _sections.interventions(images, domains),
         _sections.invariance_map(estimator, X, y, domains),
         mistakes(estimator, X, y, domains, scores, images, n_mistakes),
-        _sections.parameters(inner_estimator(estimator)),
+        _sections.parameters(estimator),
         _sections.versions(),
     )
     made = Report(
@@ -173,6 +179,26 @@ class Report:
 
     def _repr_html_(self):
         return framed(self.html, f"Report of {self._summary}")
+
+
+class Images(NamedTuple):
+    """The images in what an estimator takes, and what embeds them."""
+
+    featurizer: BaseEstimator
+    items: Sequence
+
+
+def _find_images(estimator, X):
+    """Return the images in `X`, or None if these are embeddings."""
+    found = find_step(estimator, is_featurizer)
+    if found is None:
+        return None
+    for step in found.before:
+        X = step.transform(X)
+    try:
+        return Images(found.step, as_items(X))
+    except (TypeError, ValueError):
+        return None
 
 
 def _check_classifier(method, estimator):

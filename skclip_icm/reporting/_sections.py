@@ -7,9 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from skclip_icm._steps import holds
+from skclip_icm._estimators import find_step, is_icm
 from skclip_icm._version import __version__
-from skclip_icm.icm import ICMTransformer
 from skclip_icm.plotting import (
     DomainAccuracyDisplay,
     InterventionDisplay,
@@ -91,7 +90,7 @@ def search(estimator):
 
 def spectrum(estimator):
     """Directions that ICM keeps."""
-    if not holds(estimator, ICMTransformer):
+    if find_step(estimator, is_icm) is None:
         said = "There is no ICMTransformer in this estimator."
         return "Invariant directions", paragraph(said)
     drawn = _figure(7, 5.5)
@@ -136,7 +135,7 @@ def interventions(images, domains):
 
 def invariance_map(estimator, X, y, domains):
     """Embeddings before and after ICM."""
-    if not holds(estimator, ICMTransformer):
+    if find_step(estimator, is_icm) is None:
         return None
     drawn = _figure(9.5, 8)
     InvarianceMapDisplay.from_estimator(
@@ -154,6 +153,8 @@ def invariance_map(estimator, X, y, domains):
 def parameters(estimator):
     """Parameters of each step, those that were changed first."""
     content = []
+    while hasattr(estimator, "best_estimator_"):
+        estimator = estimator.best_estimator_
     for name, step in _steps(estimator):
         content.append(f"<h3>{code(name)}</h3>")
         values = step.get_params(deep=False)

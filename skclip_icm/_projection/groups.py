@@ -1,0 +1,180 @@
+r"""Labels as groups of rows whose pairs need not be listed.
+
+Let groups be the classes or, for domain pairs, the classes in each domain, and
+:math:`n_g, m_g, C_g` the size, mean and scatter of group *g*. Expanding
+:math:`\sum (z_i - z_j)(z_i - z_j)^\top` gives, for all pairs within the group,
+:math:`n_g C_g`, and for all pairs of class *c* whose two rows lie in different groups,
+with the size :math:`n_c` and the mean :math:`m_c` of the class,
+
+.. math:: \sum_{g \in c} (n_c - n_g) C_g + n_c n_g (m_g - m_c)(m_g - m_c)^\top .
+
+So a row counts with the weight of its group, whatever its partners are.
+"""
+
+import numpy as np
+from sklearn.utils import column_or_1d
+
+from skclip_icm._projection.arrays import (
+    sums_by_group,
+    take_rows,
+    to_numpy,
+    to_wide,
+    wide,
+    zeros,
+)
+
+
+def check_labels(labels, name, n):
+    """Return labels of `n` rows as a numpy array, or raise an error that names them."""
+    labels = to_numpy(labels)
+    if labels.ndim != 1 and labels.shape[1:] != (1,):
+        raise ValueError(
+            f"{name} has shape {labels.shape}, expected ({n},): one label for each row "
+            "of X."
+        )
+    labels = column_or_1d(labels, warn=True)
+    if labels.dtype == object and len({type(label) for label in labels}) == 1:
+        labels = np.array(labels.tolist())  # of a nullable or categorical column
+    if len(labels) != n:
+        raise ValueError(
+            f"{name} has {len(labels)} entries, expected {n}: Found input variables "
+            "with inconsistent numbers of samples. Give one label for each row of X."
+        )
+    if labels.dtype.kind in "OfcM" and any(missing := [_is_missing(v) for v in labels]):
+        row = missing.index(True)
+        raise ValueError(
+            f"{name}[{row}] is {labels[row]!r}: Input {name} contains NaN or "
+            "another missing label. Drop such rows from X, y and the others first."
+        )
+    if name == "y" and labels.dtype.kind == "f" and (labels % 1 != 0).any():
+        raise ValueError(
+            "Unknown label type: y holds numbers with a fraction. Give class labels."
+        )
+    return labels
+
+
+def group_keys(y, domains=None):
+    """List the distinct labels of rows, and the number in that list of each row's."""
+    try:
+        classes, codes = np.unique(y, return_inverse=True)
+        if domains is None:
+            return [(label,) for label in classes.tolist()], codes
+        names, a = np.unique(domains, return_inverse=True)
+    except TypeError as error:
+        raise TypeError(
+            f"Labels of different types cannot be told apart ({error}). Give all of y, "
+            "and all of domains, as numbers or all as strings."
+        ) from error
+    both, codes = np.unique(codes * len(names) + a, return_inverse=True)
+    classes, names = classes.tolist(), names.tolist()
+    return [(classes[b // len(names)], names[b % len(names)]) for b in both], codes
+
+
+def group_rows(pairs, n, y, domains):
+    """Return keys and codes of `group_keys` for class and domain pairs of `n` rows."""
+    labels = {"y": y} if pairs == "class" else {"y": y, "domains": domains}
+    for name, values in labels.items():
+        if values is None:
+            raise ValueError(
+                f'pairs="{pairs}" requires {name} to be passed, but the target {name} '
+                "is None: give one label for each row of X."
+            )
+        labels[name] = check_labels(values, name, n)
+    return group_keys(*labels.values())
+
+
+def count_groups(pairs, n, y=None, domains=None):
+    """Return the `Groups` of `n` rows for class and domain pairs, else None."""
+    if pairs not in ("class", "domain"):
+        return None
+    keys, codes = group_rows(pairs, n, y, domains)
+    return Groups(keys, np.bincount(codes))
+
+
+def no_pairs(kind):
+    """Say that labels leave no pairs."""
+    why = {
+        "class": "every class has a single row",
+        "domain": "no class has rows in more than one domain",
+    }
+    return f'pairs="{kind}" finds no pairs: {why.get(kind, "there are no rows")}.'
+
+
+class Groups:
+    """Groups of rows that pair, by how many rows each will have.
+
+    Parameters
+    ----------
+    keys : list of tuple
+        For each group its class, or its class and its domain.
+    sizes : list of int
+        Rows of each group.
+    """
+
+    def __init__(self, keys, sizes):
+        classes = {key[0]: None for key in keys}
+        numbers = {label: number for number, label in enumerate(classes)}
+        self.index = {key: code for code, key in enumerate(keys)}
+        self.class_of = np.array([numbers[key[0]] for key in keys])
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.across = len(keys[0]) == 2
+        self.class_sizes = np.bincount(self.class_of, self.sizes).astype(np.int64)
+        in_class = self.class_sizes[self.class_of]
+        self.weights = in_class - self.sizes if self.across else in_class
+        partners = self.weights if self.across else in_class - 1
+        self.n_pairs = int(self.sizes @ partners) // 2
+
+    def between(self, means):
+        """Rows for what pairs across groups have beyond the scatter of the groups."""
+        if not self.across:
+            return means[:0, :]
+        sizes, class_sizes = (to_wide(s, means) for s in (self.sizes, self.class_sizes))
+        n_classes = len(self.class_sizes)
+        sums = sums_by_group(means * sizes[:, None], self.class_of, n_classes)
+        centred = means - take_rows(sums / class_sizes[:, None], self.class_of)
+        weights = self.sizes * self.class_sizes[self.class_of]
+        return centred * to_wide(np.sqrt(weights), means)[:, None]
+
+
+class GroupMeans:
+    """Means of the rows of each group so far.
+
+    Scatter about the mean of a piece becomes scatter about the mean of all pieces by a
+    row for each group, as in `Sums`; so pieces need no matrix of their own.
+    """
+
+    def __init__(self, groups, like):
+        self.groups = groups
+        self.seen = np.zeros(len(groups.sizes), dtype=np.int64)
+        self.values = zeros((len(groups.sizes), like.shape[1]), like)
+
+    def differences(self, rows, codes):
+        """Rows whose outer products belong to the pairs, for float64 `rows`."""
+        at, local, sizes = np.unique(codes, return_inverse=True, return_counts=True)
+        means = sums_by_group(rows, local, len(at)) / to_wide(sizes, rows)[:, None]
+        roots = to_wide(np.sqrt(self.groups.weights[codes]), rows)
+        centred = (rows - take_rows(means, local)) * roots[:, None]
+        return wide(rows)[0].concat([centred, self._move(at, sizes, means)], axis=0)
+
+    def merge(self, other):
+        """Take in the rows that `other` has seen; return rows as `differences` does."""
+        at = np.flatnonzero(other.seen)
+        return self._move(at, other.seen[at], take_rows(other.values, at))
+
+    def _move(self, at, sizes, means):
+        before = self.seen[at]
+        delta = means - take_rows(self.values, at)
+        step = delta * to_wide(sizes / (before + sizes), means)[:, None]
+        if isinstance(step, np.ndarray):
+            self.values[at] += step
+        else:
+            self.values = self.values + sums_by_group(step, at, len(self.seen))
+        self.seen[at] += sizes
+        weights = self.groups.weights[at] * before * sizes / (before + sizes)
+        return delta * to_wide(np.sqrt(weights), means)[:, None]
+
+
+def _is_missing(label):
+    if label is None or type(label).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(label, float | np.floating | np.datetime64) and label != label
