@@ -205,9 +205,9 @@ def _fit_icm(training, pairs, params):
     key = (pairs, *params.items())
     if key not in training.fitted:
         icm = ICMTransformer(pairs=_pairs(training, pairs), **params)
-        training.fitted[key] = icm.fit(
-            training.Z, training.y, X_do=training.X_do, domains=training.domains
-        )
+        used = {"domain": {"domains": training.domains}, "class": {}, "captions": {}}
+        used = used.get(pairs, {"X_do": training.X_do})
+        training.fitted[key] = icm.fit(training.Z, training.y, **used)
     return training.fitted[key]
 
 

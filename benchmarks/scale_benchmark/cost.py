@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from skclip_icm._projection.pair_statistics import PairStatistics
+from skclip_icm._projection.sums import Sums
 
 IMAGES = 10**6, 10**8, 10**10
 BATCH_ROWS = 16_384  # the default of fit_icm
@@ -38,11 +38,8 @@ def cost(n, *, rate, workers, image_bytes, width, flops, merge_s, counterparts=1
 
 def merge_seconds(width, repeats=5):
     """Time to add the sums of one batch to those so far."""
-    rows = np.random.default_rng(0).standard_normal((8, width), np.float32)
-    parts = [
-        PairStatistics("interventional", rows, X_do=rows[::-1])
-        for _ in range(repeats + 1)
-    ]
+    rows = np.random.default_rng(0).standard_normal((8, width))
+    parts = [Sums(rows).add(rows.copy()) for _ in range(repeats + 1)]
     start = time.perf_counter()
     for part in parts[1:]:
         parts[0].merge(part)
