@@ -234,7 +234,9 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
         return self
 
     def __reduce__(self):
-        return type(self), (self._embeddings, self.counterparts)
+        # joblib hashes the layout of an array too, which is not part of the content.
+        both = self._embeddings, self.counterparts
+        return type(self), tuple(a.reshape(-1).reshape(a.shape) for a in both)
 
 
 class LazyCounterparts:

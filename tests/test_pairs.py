@@ -148,6 +148,18 @@ def test_copies_and_pickles_keep_pairs(paired, duplicate):
     assert_array_equal(other.counterparts[:, 0], np.asarray(other) + 1)
 
 
+def test_joblib_hashes_by_content(paired):
+    flipped = np.asfortranarray(np.asarray(paired))
+    same = PairedEmbeddings(flipped, np.asfortranarray(paired.counterparts))
+    other = PairedEmbeddings(flipped, paired.counterparts + 1)
+    single = PairedEmbeddings(flipped, flipped)[2:]
+    assert joblib.hash(pickle.loads(pickle.dumps(single))) == joblib.hash(single)
+    expected = joblib.hash(paired[2:])
+    assert joblib.hash(same[2:]) == expected
+    assert joblib.hash(pickle.loads(pickle.dumps(same[2:]))) == expected
+    assert joblib.hash(other[2:]) != expected
+
+
 def test_joblib_dump_round_trip(paired, tmp_path):
     joblib.dump({"Z": paired[3:]}, tmp_path / "Z.joblib")
     loaded = joblib.load(tmp_path / "Z.joblib")["Z"]
