@@ -138,20 +138,7 @@ def descending_eigh(M):
 
 
 def map_rows(X, directions, shift):
-    """Return ``X @ directions.T - shift``, chunk by chunk where `X` is a file.
-
-    Parameters
-    ----------
-    X : array of shape (n, d)
-        Rows.
-    directions, shift : arrays of shape (r, d) and (r,)
-        In the library and dtype of `X`.
-
-    Returns
-    -------
-    mapped : array of shape (n, r)
-        In the dtype of `X`.
-    """
+    """Return ``X @ directions.T - shift``, chunk by chunk where `X` is a file."""
     if not is_mapped(X):
         mapped = X @ directions.T
     else:
@@ -168,21 +155,7 @@ def map_rows(X, directions, shift):
 def unmap_rows(X, directions, mean, scale):
     """Return rows nearest to `mean` that ``(row - mean) @ directions.T * scale`` maps.
 
-    Parameters
-    ----------
-    X : array of shape (n, r)
-        What the rows are mapped to.
-    directions : array of shape (r, d)
-        Orthogonal rows.
-    mean : array of shape (d,)
-        In the library of `X`, as `directions`.
-    scale : float
-        Not 0.
-
-    Returns
-    -------
-    rows : array of shape (n, d)
-        In the dtype of `X`.
+    The rows of `directions` are orthogonal; `scale` is not 0.
     """
     xp = wide(X)[0]
     directions, mean = (xp.astype(values, X.dtype) for values in (directions, mean))

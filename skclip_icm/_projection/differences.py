@@ -36,32 +36,11 @@ class Source(NamedTuple):
 
 
 def find_source(pairs, X, paired, unpaired, y, X_do, domains):
-    """Find the pairs that an estimator's parameter `pairs` asks for.
+    """Return the `Source` that an estimator's parameter `pairs` asks for, checked.
 
-    Parameters
-    ----------
-    pairs : {"interventional", "domain", "class"} or tuple
-        As in `ICMTransformer`.
-    X : array of shape (n, d)
-        Embeddings.
-    paired : PairedEmbeddings or None
-        The embeddings as they came, if they carry counterparts.
-    unpaired : str
-        What may have become of their counterparts, if they carry none.
-    y, domains : array-like of shape (n,) or None
-        Class and domain labels.
-    X_do : array-like of shape (n, d) or (n, k, d), or None
-        Counterparts given beside the embeddings.
-
-    Returns
-    -------
-    source : Source
-        The pairs.
-
-    Raises
-    ------
-    ValueError
-        If what is needed is absent or does not fit, or what is given is not used.
+    `X` is the array of embeddings, `paired` the same with its counterparts if it came
+    with any, `unpaired` what may have become of them if not. ValueError if what is
+    needed is absent or does not fit, or what is given is not used.
     """
     given_alone = isinstance(pairs, tuple) and len(pairs) == 2
     kind = "given" if given_alone else pairs if isinstance(pairs, str) else ""
@@ -187,27 +166,12 @@ def count_rows(source, n):
 
 
 def pieces(X, source, means=None):
-    """Yield chunks of float64 rows of `X` and of the rows that stand for their pairs.
+    """Yield float64 rows of `X`, by chunks, and the rows that stand for their pairs.
 
-    Parameters
-    ----------
-    X : array of shape (n, d)
-        Embeddings.
-    source : Source
-        Where their pairs come from.
-    means : GroupMeans, default=None
-        For class and domain pairs; brought up to date.
-
-    Yields
-    ------
-    rows : array of shape (m, d)
-        Shares its memory with the next.
-    differences : array of shape (p, d)
-        Likewise.
-    n_pairs : int
-        Pairs that are complete with this piece; 0 with class and domain pairs.
-    moved : ndarray of shape (k,) or ()
-        By intervention, the sum of the squared differences.
+    Yields rows (m, d), differences (p, d), the number of pairs that are complete with
+    this chunk, and by intervention the sum of the squared differences. Chunks share
+    their memory. `means`, the `GroupMeans` of class and domain pairs, are brought up to
+    date; such pairs are complete when all chunks are in.
     """
     d = X.shape[1]
     if source.kind == "given":

@@ -16,22 +16,7 @@ _UNCHANGED = 1e-9
 
 
 def fit_rows(X, source, params):
-    """Fitted attributes of `ICMTransformer`, by name, from all rows at once.
-
-    Parameters
-    ----------
-    X : array of shape (n, d)
-        Embeddings.
-    source : Source
-        Where their pairs come from.
-    params : dict
-        Parameters of `ICMTransformer`.
-
-    Returns
-    -------
-    fitted : dict
-        As `solve` returns it.
-    """
+    """Return the fitted attributes, by name, of all rows at once."""
     groups = Groups(source.keys, np.bincount(source.codes)) if source.keys else None
     if groups is not None and not groups.n_pairs:
         raise ValueError(no_pairs(source.kind))
@@ -43,26 +28,11 @@ def fit_rows(X, source, params):
 
 
 def solve(sums, given, params, *, basis=None, mean=None):
-    """Fitted attributes of `ICMTransformer`, by name, from what it has summed up.
+    """Return the fitted attributes, by name, of what has been summed up.
 
-    Parameters
-    ----------
-    sums : Sums
-        Of the rows and of the pairs.
-    given : tuple of (array of shape (m, d), float) or None
-        As `differences.given_pairs` returns it.
-    params : dict
-        Parameters of `ICMTransformer`.
-    basis : ndarray of shape (d, r), default=None
-        Orthonormal columns, if the sums are of coordinates in the space that they
-        span, which holds all rows and pairs. Directions are mapped back from there.
-    mean : ndarray of shape (d,), default=None
-        With a `basis`, the mean of the rows.
-
-    Returns
-    -------
-    fitted : dict
-        The attributes, with directions in the dtype of the embeddings.
+    `given` are the pairs that `differences.given_pairs` returns. Sums of coordinates in
+    a space that holds all rows and pairs come with its orthonormal `basis` (d, r) and
+    with the `mean` of the rows; directions are mapped back from there.
     """
     center, lam = params["center"], params["lam"]
     xp = wide(sums.mean)[0]
@@ -72,10 +42,9 @@ def solve(sums, given, params, *, basis=None, mean=None):
         # Song et al. (2025), stage 2 of CLIP-ICM: the first r rows maximise
         # tr A (S - lam S_do) A.T over r orthonormal rows (Ky Fan's theorem).
         eigenvalues, directions = descending_eigh(S - lam * S_do)
-        unchanged = _warn_of_unchanged(sums)
     else:
         eigenvalues, directions = whitening(S_do, params["shrinkage"], n_pairs)
-        unchanged = False
+    unchanged = _warn_of_unchanged(sums)
     r = eigenvalues.shape[0]
     d = r if basis is None else basis.shape[0]
     spectrum = eigenvalues if d == r else _with_zeros(eigenvalues, d)
@@ -105,25 +74,9 @@ def solve_in_span(X, source, groups, given, params):
     r"""Do what `solve` does, for few rows, in the space that they and their pairs span.
 
     With fewer rows than features, :math:`S - \lambda S_{do}` has its eigenvectors with
-    eigenvalues other than 0 in the span of rows and differences. Coordinates in an
-    orthonormal basis of it make a small problem with the same ones.
-
-    Parameters
-    ----------
-    X : array of shape (n, d)
-        Embeddings.
-    source : Source
-        Where their pairs come from.
-    groups : Groups or None
-        Of class and domain pairs.
-    given, params
-        As for `solve`.
-
-    Returns
-    -------
-    fitted : dict or None
-        None if there is no such space, or more directions are asked for than have a
-        positive eigenvalue.
+    eigenvalues other than 0 in that space. Coordinates in an orthonormal basis of it
+    make a small problem with the same ones. None if there is no such space, or more
+    directions are asked for than have a positive eigenvalue.
     """
     n_rows = X.shape[0] + count_rows(source, X.shape[0])
     n_rows += 0 if given is None else given[0].shape[0]
@@ -131,8 +84,9 @@ def solve_in_span(X, source, groups, given, params):
     if not small or params["method"] != "projection" or params["n_components"] is None:
         return None
     means = None if groups is None else GroupMeans(groups, X)
-    # As small as this, all rows are in one piece.
-    ((Z, differences, n_pairs, moved),) = pieces(X, source, means)
+    chunks = [(rows.copy(), d.copy(), *n) for rows, d, *n in pieces(X, source, means)]
+    Z, differences = (np.vstack(part) for part in list(zip(*chunks, strict=True))[:2])
+    n_pairs, moved = sum(c[2] for c in chunks), np.sum([c[3] for c in chunks], axis=0)
     if groups is not None:
         differences = np.vstack([differences, groups.between(means.values)])
         n_pairs = groups.n_pairs

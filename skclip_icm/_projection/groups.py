@@ -101,15 +101,7 @@ def no_pairs(kind):
 
 
 class Groups:
-    """Groups of rows that pair, by how many rows each will have.
-
-    Parameters
-    ----------
-    keys : list of tuple
-        For each group its class, or its class and its domain.
-    sizes : list of int
-        Rows of each group.
-    """
+    """Groups of rows that pair: their classes (and domains), and their final sizes."""
 
     def __init__(self, keys, sizes):
         classes = {key[0]: None for key in keys}

@@ -33,19 +33,11 @@ from skclip_icm._projection.groups import GroupMeans, Groups
 class Sums:
     """Count, mean and scatter of rows; number and Gram matrix of pairs; in float64.
 
-    Parameters
-    ----------
-    like : array of shape (n, d)
-        Rows of the width to expect, in the array library and on the device to use.
-        Their values do not count.
-    groups : Groups, default=None
-        For class and domain pairs: how many rows of each group all pieces have
-        together, so that one matrix is enough.
+    `like` is any array of rows of the width, library and device to expect. `groups`,
+    for class and domain pairs, say how many rows of each group all pieces have
+    together, so that one matrix is enough.
 
-    Examples
-    --------
     >>> import numpy as np
-    >>> from skclip_icm._projection.sums import Sums
     >>> X = np.random.default_rng(0).normal(size=(10, 3))
     >>> parts = Sums(X).add(X[:4].copy()).merge(Sums(X).add(X[4:].copy()))
     >>> np.allclose(parts.second_moment(center=True), np.cov(X.T, bias=True))
