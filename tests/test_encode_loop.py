@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -108,6 +109,72 @@ def test_size_that_fits_is_remembered_after_running_out_of_memory(images):
     assert encoder.sizes == [16, 8, 4, 4, 4, 4] + 8 * [4] + [2]
     run(images, encoder, batch_size=16)
     assert max(encoder.sizes[15:]) == 4  # and for the next call
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling create"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("[enforce fail] not enough memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_every_kind_of_running_out_of_memory_halves_the_batch(images, error):
+    class Full(FakeEncoder):
+        def encode_images(self, pixels):
+            if len(pixels) > 5:
+                raise error
+            return super().encode_images(pixels)
+
+    Z, _ = run(images, Full(), batch_size=16)
+    assert_allclose(Z[:, 0], images.mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_another_error_of_the_model_is_not_taken_for_it(images):
+    class Broken(FakeEncoder):
+        def encode_images(self, pixels):
+            self.sizes.append(len(pixels))
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    encoder = Broken()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(images, encoder)
+    assert set(encoder.sizes) == {4}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_overflows_is_an_error_and_not_a_cached_row(images, value):
+    class Overflowing(FakeEncoder):
+        dtype = "float16"
+
+        def encode_images(self, pixels):
+            embeddings = super().encode_images(pixels)
+            embeddings[embeddings[:, 0] == images[7, :, :, 0].mean()] = value
+            return embeddings
+
+    store = CountingCache()
+    message = "row 7: the model gives NaN .* in float16 on cpu. Set dtype='bfloat16'"
+    with pytest.raises(RuntimeError, match=message):
+        run(images, Overflowing(), store=store)
+    assert len(store.keys) == 4  # the batch before
+
+
+def test_without_pinned_memory_batches_are_in_other_memory(images, monkeypatch):
+    empty = torch.empty
+
+    def without(*args, pin_memory=False, **kwargs):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*args, **kwargs)
+
+    class OnGPU(FakeEncoder):
+        device = SimpleNamespace(type="cuda")
+
+    monkeypatch.setattr(torch, "empty", without)
+    Z, _ = run(images, OnGPU())
+    assert_allclose(Z[:, 0], images.mean(axis=(1, 2)), rtol=1e-5)
 
 
 def test_one_image_that_does_not_fit_is_an_error_and_the_rest_is_kept(images):

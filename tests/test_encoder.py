@@ -405,6 +405,15 @@ def test_missing_file(tmp_path):
         load_encoder("ViT-B-32", tmp_path / "nothing.safetensors")
 
 
+def test_a_log_beside_the_weights_does_not_load_them_again(files, tmp_path):
+    config = json.dumps({"model_cfg": CONFIG})
+    (tmp_path / "open_clip_config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(files["tiny"].read_bytes())
+    encoder = load_encoder(f"local-dir:{tmp_path}", None, device="cpu")
+    (tmp_path / "train.log").write_text("epoch 1")
+    assert load_encoder(f"local-dir:{tmp_path}", None, device="cpu") is encoder
+
+
 @pytest.mark.parametrize("left_out", ["folder", "config", "weights"])
 def test_incomplete_local_dir(left_out, files, tmp_path):
     folder = tmp_path / "model"

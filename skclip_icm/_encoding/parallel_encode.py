@@ -27,6 +27,10 @@ _BATCHES_AHEAD = 4
 # Forward passes at a time on a CPU; each needs memory for its activations.
 _MAX_LANES = 8
 
+# What is said by allocators that have no exception of their own: those of cuBLAS, of
+# MPS and of torch on a CPU.
+_OUT_OF_MEMORY = "out of memory", "ALLOC_FAILED", "allocate memory", "enough memory"
+
 _lanes_lock = threading.Lock()
 
 
@@ -338,8 +342,6 @@ def _batches(ready, batch_size):
 
 def _encode(cells, pixels, encoder):
     """Embed a batch; in smaller ones if it is too much for the device's memory."""
-    import torch
-
     batch = _stack(pixels, encoder.device.type == "cuda")
     parts, start = [], 0
     while start < len(batch):
@@ -349,12 +351,32 @@ def _encode(cells, pixels, encoder):
             parts.append(encoder.encode_images(part))
             start += size
             continue
-        except (torch.OutOfMemoryError, MemoryError):
-            if size == 1:
+        except (MemoryError, RuntimeError) as error:
+            if size == 1 or not _is_out_of_memory(error):
                 raise
         # Remembered, so that no later batch fails on the way to what fits.
         encoder.max_batch_size = (size + 1) // 2
-    return cells, np.concatenate(parts)
+    return cells, _finite(np.concatenate(parts), cells, encoder)
+
+
+def _is_out_of_memory(error):
+    import torch
+
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def _finite(embeddings, cells, encoder):
+    """Return embeddings of finite images, or raise RuntimeError if they are not."""
+    bad = ~np.isfinite(embeddings).all(axis=1)
+    if bad.any():
+        row, _ = cells[int(bad.argmax())]
+        raise RuntimeError(
+            f"row {row}: the model gives NaN or infinity, computing in {encoder.dtype} "
+            f"on {encoder.device}. Set dtype='bfloat16' or 'float32'; if it stays so, "
+            "the weights are damaged."
+        )
+    return embeddings
 
 
 def _stack(pixels, pin):
@@ -362,7 +384,10 @@ def _stack(pixels, pin):
     import torch
 
     shape = len(pixels), *pixels[0].shape
-    # From pinned memory, a GPU copies while the processor goes on.
-    batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    try:
+        # From pinned memory, a GPU copies while the processor goes on.
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    except RuntimeError:  # there is only so much of it
+        batch = torch.empty(shape, dtype=torch.uint8)
     np.stack(pixels, out=batch.numpy())
     return batch.permute(0, 3, 1, 2)

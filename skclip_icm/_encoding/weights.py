@@ -118,7 +118,10 @@ def _find_local_dir(model_name):
             "open_clip_config.json and weights (.safetensors, .bin or .pth); found "
             f"{[f.name for f in files] if folder.is_dir() else 'no such folder'}."
         )
-    return Source(f"local-dir:{folder}", None, tuple(map(_stamp, files)))
+    # Whatever else is there, such as a log that grows, does not change the model.
+    read = (".json", ".txt", ".model", *_WEIGHT_SUFFIXES)
+    stamps = tuple(_stamp(file) for file in files if file.suffix in read)
+    return Source(f"local-dir:{folder}", None, stamps)
 
 
 def _find_built_in(model_name, pretrained):
