@@ -18,6 +18,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from skclip_icm import CLIPFeaturizer  # noqa: E402
 from skclip_icm._encoding.encoder import (  # noqa: E402
     Encoder,
     WeightsNotFoundError,
@@ -150,6 +151,21 @@ def test_images_equal_open_clip(mode, size, files, tmp_path):
     theirs = reference(open_clip.create_model(name), image)
     assert np.abs(ours - theirs).max() <= 1e-5
     assert ours.dtype == np.float32 and ours.shape == (1, encoder.n_features)
+
+
+def test_images_need_not_be_square(tmp_path):
+    vision = {**CONFIG["vision_cfg"], "image_size": [32, 48]}
+    config = {**CONFIG, "vision_cfg": vision}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    weights = open_clip.CLIP(**config).state_dict()
+    weights = {key: value.contiguous() for key, value in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    name = f"local-dir:{tmp_path}"
+    encoder = load_encoder(name, None, device="cpu", dtype="float32")
+    assert encoder.image_size == (32, 48)
+    paired = CLIPFeaturizer(name).intervene([picture(50, 37), picture(9, 90)])
+    assert paired.counterparts.shape == (2, 1, 16)
+    assert np.isfinite(paired.counterparts).all()
 
 
 def test_text_equals_open_clip_and_is_not_normalised(files):

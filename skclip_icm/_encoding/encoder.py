@@ -155,6 +155,8 @@ class Encoder:
         self.max_batch_size = None
 
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+        if isinstance(preprocess.size, list):  # height and width, from JSON
+            preprocess.size = tuple(preprocess.size)
         transform = image_transform_v2(preprocess, is_train=False)
         # What is left out converts to RGB, to a tensor, and normalises it.
         self._geometry = transform.transforms[:-3]
