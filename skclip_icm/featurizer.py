@@ -45,7 +45,8 @@ class CLIPFeaturizer(
     pretrained : str or None, default="openai"
         For a built-in name, the tag or the file of its weights; else ignored. The
         activation function is that of the tag's own entry. A file does not record it,
-        so the name must: "ViT-B-16-quickgelu" for weights trained with QuickGELU.
+        so the name must: "ViT-B-16-quickgelu" for weights trained with QuickGELU. Its
+        preprocessing is taken to be that of all tags of the name, where these agree.
     interventions : str, callable, list or None, default="photometric"
         What to do to the images that should not matter: names (see
         `skclip_icm.interventions`) or callables. Each entry of a list makes

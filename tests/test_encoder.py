@@ -153,6 +153,23 @@ def test_images_equal_open_clip(mode, size, files, tmp_path):
     assert ours.dtype == np.float32 and ours.shape == (1, encoder.n_features)
 
 
+def test_preprocessing_of_a_file_is_that_of_all_tags_of_its_name(files, monkeypatch):
+    theirs = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+    tags = {
+        "one": {**theirs, "resize_mode": "squash"},
+        "two": {**theirs, "resize_mode": "longest"},
+    }
+    plain = load_encoder("tiny", files["tiny"], device="cpu")
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny", tags)
+    unload_encoders()
+    followed = load_encoder("tiny", files["tiny"], device="cpu")
+    assert followed._mean.ravel().tolist() == [0.5] * 3
+    # The tags do not agree on how to resize, so that stays open_clip's default.
+    assert str(followed._geometry) == str(plain._geometry)
+    assert followed.fingerprint != plain.fingerprint
+    unload_encoders()
+
+
 def test_images_need_not_be_square(tmp_path):
     vision = {**CONFIG["vision_cfg"], "image_size": [32, 48]}
     config = {**CONFIG, "vision_cfg": vision}

@@ -73,6 +73,7 @@ def create_model(source):
                     source.pretrained,
                     quick_gelu=config["quick_gelu"],
                     require_pretrained=True,
+                    force_preprocess_cfg=_preprocessing(source),
                 )
         except (ImportError, MemoryError, OSError):
             raise
@@ -185,6 +186,22 @@ def _uses_quick_gelu(source, config):
     entry = open_clip.get_pretrained_cfg(source.name, source.pretrained)
     # An entry that is silent leaves the architecture's own activation.
     return entry.get("quick_gelu", stated and not source.name.endswith("-quickgelu"))
+
+
+def _preprocessing(source):
+    """Return what a file of weights does not say, where all tags of its name agree."""
+    import open_clip
+
+    if source.pretrained is None or not source.stamps:
+        return {}
+    tags = open_clip.list_pretrained_tags_by_model(source.name)
+    entries = [open_clip.get_pretrained_cfg(source.name, tag) for tag in tags]
+    agreed = {}
+    for key in ("mean", "std", "interpolation", "resize_mode"):
+        values = {str(entry.get(key)): entry.get(key) for entry in entries}
+        if len(values) == 1:
+            agreed[key] = values.popitem()[1]
+    return agreed
 
 
 def _hash_weights(model):
