@@ -55,7 +55,7 @@ def find_source(pairs, X, paired, unpaired, y, X_do, domains):
             f"X_do is passed, but pairs={_shown(pairs)} does not use it: set "
             'pairs="interventional", or leave X_do out.'
         )
-    given_pairs(pairs, X)
+    _check_given(pairs, X)
     if kind == "given":
         return Source(kind)
     if kind == "interventional":
@@ -113,6 +113,19 @@ def given_pairs(pairs, like):
 
     The outer products of the rows returned add up to a mean over the pairs.
     """
+    checked = _check_given(pairs, like)
+    if checked is None:
+        return None
+    (U, V), weight = checked
+    xp, dtype, _ = wide(like)
+    moved = xp.astype(U, dtype, copy=True)
+    moved -= xp.astype(V, dtype)
+    moved /= U.shape[0] ** 0.5
+    return moved, weight
+
+
+def _check_given(pairs, like):
+    """Return both sides of given pairs and their weight, or raise ValueError."""
     if not isinstance(pairs, tuple):
         return None
     if len(pairs) not in (2, 3):
@@ -139,9 +152,7 @@ def given_pairs(pairs, like):
             f"U and V in pairs=(U, V) differ in length: {sides[0].shape[0]} and "
             f"{sides[1].shape[0]} rows. Give one row of V for each row of U."
         )
-    xp, dtype, _ = wide(like)
-    U, V = (xp.astype(side, dtype) for side in sides)
-    return (U - V) / U.shape[0] ** 0.5, weight
+    return sides, weight
 
 
 def check_finite(values, name):
