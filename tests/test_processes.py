@@ -11,7 +11,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
@@ -72,7 +72,8 @@ def test_fit_transform_from_many_threads(images):
         return Z.counterparts
 
     for number, counterparts in enumerate(in_threads(4, work)):
-        assert_array_equal(counterparts, expected[number:])
+        # Batches are of other images, and some versions of torch round otherwise then.
+        assert_allclose(counterparts, expected[number:], atol=1e-6)
 
 
 def test_threads_that_ask_for_the_same_counterparts(images):
