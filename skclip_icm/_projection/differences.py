@@ -42,9 +42,9 @@ def find_source(pairs, X, paired, unpaired, y, X_do, domains):
     with any, `unpaired` what may have become of them if not. ValueError if what is
     needed is absent or does not fit, or what is given is not used.
     """
-    given_alone = isinstance(pairs, tuple) and len(pairs) == 2
-    kind = "given" if given_alone else pairs if isinstance(pairs, str) else ""
-    kind = kind or "interventional"
+    kind = pairs
+    if isinstance(pairs, tuple):
+        kind = "given" if len(pairs) == 2 else "interventional"
     if domains is not None and kind != "domain":
         raise ValueError(
             f"domains are passed, but pairs={_shown(pairs)} does not use them: set "
