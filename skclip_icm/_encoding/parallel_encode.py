@@ -1,13 +1,11 @@
 """From jobs to embeddings, on all processors: decode ahead of the model, in parallel.
 
-Images are decoded and rendered in threads, and the model runs on several batches at
-once, each on its share of the processors: so no thread ever waits for another to finish
-its part of a product. If `joblib.parallel_config` has set a backend of processes, its
-workers do the same with parts of the jobs.
+Images are decoded and rendered in threads while the model runs in its own (`lanes`).
+If `joblib.parallel_config` has set a backend of processes, its workers do the same with
+parts of the jobs.
 """
 
 import os
-import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -19,19 +17,12 @@ import numpy as np
 from joblib.parallel import MultiprocessingBackend, get_active_backend
 
 from skclip_icm._encoding.encoder import load_encoder
+from skclip_icm._encoding.lanes import encode_batch, start_lanes
 from skclip_icm._images.decoding import decode, digest
 from skclip_icm._images.inputs import ImageError, read_content, row_error
 
 # Decoded images that may wait for the model, in batches: enough that neither idles.
 _BATCHES_AHEAD = 4
-# Forward passes at a time on a CPU; each needs memory for its activations.
-_MAX_LANES = 8
-
-# What is said by allocators that have no exception of their own: those of cuBLAS, of
-# MPS and of torch on a CPU.
-_OUT_OF_MEMORY = "out of memory", "ALLOC_FAILED", "allocate memory", "enough memory"
-
-_lanes_lock = threading.Lock()
 
 
 class Job(NamedTuple):
@@ -228,7 +219,7 @@ def _encode_part(tasks, model, views, options, n_processes):
 def _in_threads(tasks, n_cells, encoder, views, options, n_threads, report):
     """Yield cells and embeddings, batch by batch."""
     batch_size, may_reduce = options
-    lanes, n_lanes = _start_lanes(encoder, -(-n_cells // batch_size), n_threads)
+    lanes, n_lanes = start_lanes(encoder, -(-n_cells // batch_size), n_threads)
     decoders = ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm-decode")
 
     def render(task):
@@ -236,7 +227,7 @@ def _in_threads(tasks, n_cells, encoder, views, options, n_threads, report):
         return decoders.submit(_render, item, job, encoder, views, may_reduce)
 
     def encode(batch):
-        return lanes.submit(_encode, *batch, encoder)
+        return lanes.submit(encode_batch, *batch, encoder)
 
     try:
         n_ahead = max(n_threads, _BATCHES_AHEAD * batch_size // len(views))
@@ -245,34 +236,6 @@ def _in_threads(tasks, n_cells, encoder, views, options, n_threads, report):
     finally:
         decoders.shutdown(cancel_futures=True)
         lanes.shutdown(cancel_futures=True)
-
-
-def _start_lanes(encoder, n_batches, n_threads):
-    """Return a pool of threads that each run the model, and their number."""
-    import torch
-
-    def limit():
-        torch.set_num_threads(n_each)
-        started.wait()
-
-    if encoder.device.type != "cpu":
-        # While a GPU computes, the other thread stacks the next batch.
-        n_lanes = 2 if encoder.device.type == "cuda" else 1
-        return ThreadPoolExecutor(n_lanes), n_lanes
-    with _lanes_lock:
-        total = torch.get_num_threads()
-        n_usable = min(total, n_threads)
-        # Few batches could leave lanes idle at the end.
-        n_lanes = max(1, min(n_usable, _MAX_LANES, n_batches // 2))
-        n_each = n_usable // n_lanes
-        pool = ThreadPoolExecutor(n_lanes, thread_name_prefix="skclip_icm-model")
-        if n_each != total:
-            # torch keeps the number for each thread, and for threads to come.
-            started = threading.Barrier(n_lanes)
-            for future in [pool.submit(limit) for _ in range(n_lanes)]:
-                future.result()
-            torch.set_num_threads(total)
-    return pool, n_lanes
 
 
 def _ahead(submit, tasks, n_ahead):
@@ -338,56 +301,3 @@ def _batches(ready, batch_size):
         yield tuple(zip(*batch, strict=True))
     if failure is not None:
         raise failure
-
-
-def _encode(cells, pixels, encoder):
-    """Embed a batch; in smaller ones if it is too much for the device's memory."""
-    batch = _stack(pixels, encoder.device.type == "cuda")
-    parts, start = [], 0
-    while start < len(batch):
-        size = min(len(batch) - start, encoder.max_batch_size or len(batch))
-        part = batch[start : start + size]
-        try:
-            parts.append(encoder.encode_images(part))
-            start += size
-            continue
-        except (MemoryError, RuntimeError) as error:
-            if size == 1 or not _is_out_of_memory(error):
-                raise
-        # Remembered, so that no later batch fails on the way to what fits.
-        encoder.max_batch_size = (size + 1) // 2
-    return cells, _finite(np.concatenate(parts), cells, encoder)
-
-
-def _is_out_of_memory(error):
-    import torch
-
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def _finite(embeddings, cells, encoder):
-    """Return embeddings of finite images, or raise RuntimeError if they are not."""
-    bad = ~np.isfinite(embeddings).all(axis=1)
-    if bad.any():
-        row, _ = cells[int(bad.argmax())]
-        raise RuntimeError(
-            f"row {row}: the model gives NaN or infinity, computing in {encoder.dtype} "
-            f"on {encoder.device}. Set dtype='bfloat16' or 'float32'; if it stays so, "
-            "the weights are damaged."
-        )
-    return embeddings
-
-
-def _stack(pixels, pin):
-    """Stack (H, W, 3) arrays to a tensor (b, 3, H, W), in channels-last order."""
-    import torch
-
-    shape = len(pixels), *pixels[0].shape
-    try:
-        # From pinned memory, a GPU copies while the processor goes on.
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-    except RuntimeError:  # there is only so much of it
-        batch = torch.empty(shape, dtype=torch.uint8)
-    np.stack(pixels, out=batch.numpy())
-    return batch.permute(0, 3, 1, 2)
