@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-_FORMAT = "embeddings-v1"  # Name of the subdirectory; count up when the layout changes.
+_FORMAT = "embeddings-v2"  # Name of the subdirectory; count up when the layout changes.
 _DATABASE_NAME = re.compile(r"rows-(\d+)\.sqlite")
 _APPLICATION_ID = 0x69634D31  # In SQLite's header: tells our database from others.
 _PAGE_BYTES = 16384  # Reads rows of 1280 numbers twice as fast as the usual 4096.
@@ -34,6 +34,8 @@ _OPTIONS = (
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY,"
     " key BLOB NOT NULL UNIQUE, row BLOB NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY,"
+    " stamp BLOB NOT NULL UNIQUE, digest BLOB NOT NULL)",
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
 _CONNECT = {"timeout": 10, "isolation_level": None, "check_same_thread": False}
@@ -56,7 +58,7 @@ class EmbeddingCache:
     path : str or os.PathLike
         Directory on a local disk (SQLite's write-ahead log does not work over a
         network), made when first used. The database is in its subdirectory
-        `embeddings-v1`; those of other formats are left alone.
+        `embeddings-v2`; those of other formats are left alone.
     max_bytes : int, optional
         Bound of the database, at least 1 MiB; a log of a few MiB comes on top. To
         stay below it, the rows written first are dropped. None: no bound.
@@ -133,9 +135,38 @@ class EmbeddingCache:
             The rows, kept as float32.
         """
         rows = check_rows(keys, rows)
-        if len(keys) and time.monotonic() >= self._paused_until:
-            if not self._run(lambda db: _write(db, keys, rows, self.max_bytes), False):
-                self._paused_until = time.monotonic() + _PAUSE_SECONDS
+        records = [(k, r, _checksum(k, r)) for k, r in zip(keys, rows, strict=True)]
+        self._insert("rows (key, row, crc) VALUES (?, ?, ?)", records)
+
+    def get_digests(self, stamps):
+        """Return the digests of files whose stamps are as they were, else None.
+
+        Parameters
+        ----------
+        stamps : list of (bytes or None)
+            What changes when the file does.
+
+        Returns
+        -------
+        list of (bytes or None)
+            The digests.
+        """
+        query = "SELECT stamp, digest FROM digests WHERE stamp"
+        known = dict(self._run(lambda db: list(_select(db, query, stamps)), ()))
+        return [known.get(stamp) for stamp in stamps]
+
+    def put_digests(self, stamps, digests):
+        """Keep the digests of files, apart from rows.
+
+        Parameters
+        ----------
+        stamps : list of (bytes or None)
+            None is passed over.
+        digests : list of bytes
+            One for each stamp.
+        """
+        records = [r for r in zip(stamps, digests, strict=True) if r[0]]
+        self._insert("digests (stamp, digest) VALUES (?, ?)", records)
 
     def open(self):
         """Open the database, or raise an OSError that says why it cannot be."""
@@ -154,16 +185,18 @@ class EmbeddingCache:
 
     def _read(self, db, keys):
         found = {}
-        for start in range(0, len(keys), 500):
-            some = keys[start : start + 500]
-            marks = ",".join("?" * len(some))
-            query = f"SELECT key, row, crc FROM rows WHERE key IN ({marks})"
-            for key, row, crc in db.execute(query, some):
-                if isinstance(row, bytes) and crc == _checksum(key, row):
-                    found[key] = np.frombuffer(row, "<f4").astype("f4", copy=False)
-                else:
-                    self._report("rows", "some rows are damaged; they are made again.")
+        query = "SELECT key, row, crc FROM rows WHERE key"
+        for key, row, crc in _select(db, query, keys):
+            if isinstance(row, bytes) and crc == _checksum(key, row):
+                found[key] = np.frombuffer(row, "<f4").astype("f4", copy=False)
+            else:
+                self._report("rows", "some rows are damaged; they are made again.")
         return found
+
+    def _insert(self, where, records):
+        if records and time.monotonic() >= self._paused_until:
+            if not self._run(lambda db: _write(db, where, records, self.max_bytes)):
+                self._paused_until = time.monotonic() + _PAUSE_SECONDS
 
     def _run(self, task, default=None, must=False):
         """Return task(connection), or `default` if the disk does not let us."""
@@ -279,20 +312,23 @@ def _prepare(db, options=_OPTIONS):
     return db
 
 
-def _write(db, keys, rows, max_bytes):
-    records = [(k, r, _checksum(k, r)) for k, r in zip(keys, rows, strict=True)]
-    step = 256
+def _select(db, query, keys):
+    for start in range(0, len(keys), 500):
+        some = keys[start : start + 500]
+        yield from db.execute(f"{query} IN ({','.join('?' * len(some))})", some)
+
+
+def _write(db, where, records, max_bytes):
+    step, n_bytes = 256, sum(memoryview(part).nbytes for part in records[0][:2])
     if max_bytes is not None:  # No transaction takes more than an eighth of the bound.
-        step = max(1, min(step, max_bytes // (8 * rows[0].nbytes + 1)))
-    for start in range(0, len(keys), step):
+        step = max(1, min(step, max_bytes // (8 * n_bytes + 1)))
+    for start in range(0, len(records), step):
         with db:
             db.execute("BEGIN IMMEDIATE")
             if max_bytes is not None:
-                _make_room(db, max_bytes, 2 * rows[:step].nbytes)
-            db.executemany(
-                "INSERT OR REPLACE INTO rows (key, row, crc) VALUES (?, ?, ?)",
-                records[start : start + step],
-            )
+                _make_room(db, max_bytes, 2 * n_bytes * len(records[:step]))
+            part = records[start : start + step]
+            db.executemany(f"INSERT OR REPLACE INTO {where}", part)
     if max_bytes is not None and _bytes(db, "page_count") > max_bytes:
         _shrink(db)  # The bound is lower than it was.
     return True
@@ -301,6 +337,10 @@ def _write(db, keys, rows, max_bytes):
 def _make_room(db, max_bytes, n_bytes):
     """Drop the oldest rows until `n_bytes` more fit below the bound."""
     if _bytes_in_use(db) + n_bytes > max_bytes:
+        # Digests of files take a sixth of the bound at most.
+        newest = "SELECT max(id) FROM digests"
+        query = f"DELETE FROM digests WHERE id <= ({newest}) - {max_bytes // 1024}"
+        db.execute(query)
         # Some more than needed, so that not every batch has to.
         while _bytes_in_use(db) + n_bytes > 0.95 * max_bytes:
             oldest = "SELECT id FROM rows ORDER BY id LIMIT 64"
@@ -314,7 +354,8 @@ def _shrink(db):
 
 
 def _remove_all(db):
-    db.execute("DELETE FROM rows")
+    for table in ("rows", "digests"):
+        db.execute(f"DELETE FROM {table}")
     _shrink(db)
 
 

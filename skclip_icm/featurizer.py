@@ -9,7 +9,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit
 from sklearn.utils import check_random_state
 from sklearn.utils._set_output import _wrap_data_with_container
 
-from skclip_icm._encoding.encode_loop import AS_IS, embed, views_of
+from skclip_icm._encoding.encode_loop import embed
 from skclip_icm._encoding.encoder import load_encoder
 from skclip_icm._encoding.progress import (
     CallbackSupportMixin,
@@ -17,6 +17,7 @@ from skclip_icm._encoding.progress import (
     tell_callbacks,
 )
 from skclip_icm._encoding.stores import open_cache
+from skclip_icm._encoding.views import AS_IS, views_of
 from skclip_icm._estimators import Interval, StrOptions, VersionedEstimator
 from skclip_icm._images.inputs import as_items
 from skclip_icm.interventions import resolve_interventions
@@ -91,7 +92,8 @@ class CLIPFeaturizer(
     Attributes
     ----------
     failed_ : list of int
-        Rows of the latest call that could not be read, with ``on_error="nan"``.
+        Rows of the latest call that could not be read, with ``on_error="nan"``. One
+        whose counterparts are made later, and fail, is added then.
 
     See Also
     --------
@@ -340,8 +342,8 @@ class CLIPFeaturizer(
     def _pair(self, X, interventions):
         self._validate_params()
         items, views = as_items(X), self._views(interventions)
-        Z, self.failed_, contents = self._embed(items, [AS_IS])
-        Z = Z[:, 0]
+        Z, failed, contents = self._embed(items, [AS_IS])
+        Z, self.failed_ = Z[:, 0], failed
         if not views:
             return Z
 
@@ -349,8 +351,9 @@ class CLIPFeaturizer(
         maker = copy.copy(self)
 
         def compute(rows):
-            known = [contents[row] for row in rows]
-            return maker._embed([items[row] for row in rows], views, known)[0]
+            embeddings, lost, _ = maker._embed(items, views, rows, contents)
+            failed[:] = sorted({*failed, *lost})
+            return embeddings
 
         shape = (len(Z), len(views), Z.shape[1])
         paired = PairedEmbeddings(Z, LazyCounterparts(compute, shape))
@@ -361,7 +364,7 @@ class CLIPFeaturizer(
         # scikit-learn wraps the array without its counterparts.
         return paired if framed is Z else attach_to_frame(framed, paired)
 
-    def _embed(self, items, views, expected=None):
+    def _embed(self, items, views, rows=None, expected=None):
         self._validate_params()
         encoder, size = self._encoder(), self.batch_size
         # Kept, so that a notebook can show the estimator without loading the model.
@@ -376,6 +379,7 @@ class CLIPFeaturizer(
             on_error=self.on_error,
             progress=partial(progress_bar, type(self).__name__, verbose=self.verbose),
             jpeg_decoding=self.jpeg_decoding,
+            rows=rows,
             expected=expected,
         )
         return self._normalized(embeddings), failed, contents

@@ -246,7 +246,7 @@ class LazyCounterparts:
     ----------
     compute : callable
         ``compute(rows)`` returns the float32 counterparts, shape (m, k, d), of an
-        array of m row numbers.
+        increasing array of m row numbers.
     shape : tuple of int
         (n, k, d).
     """

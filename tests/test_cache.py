@@ -24,10 +24,9 @@ from numpy.testing import assert_array_equal
 from skclip_icm._encoding.stores import (
     EmbeddingCache,
     _MemoryStore,
+    digests_beside,
     file_stamp,
-    get_digests,
     open_cache,
-    put_digests,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +61,7 @@ def kept(store, numbers, d=D):
 
 
 def database(directory):
-    return Path(directory) / "embeddings-v1" / "rows-0.sqlite"
+    return Path(directory) / "embeddings-v2" / "rows-0.sqlite"
 
 
 def run(code, *args):
@@ -589,18 +588,15 @@ def test_what_may_change_unseen_has_no_stamp(tmp_path):
         assert file_stamp(tmp_path / "fifo") is None
 
 
-def test_digests_of_files_are_kept_in_any_store(store):
+def test_digests_of_files_are_kept_beside_any_store(store):
+    beside = digests_beside(store)
     stamps = [key(i) for i in range(5)]
     digests = [key(100 + i) for i in range(5)]
     stamps[2] = None
-    assert get_digests(store, stamps) == [None] * 5
-    put_digests(store, stamps, digests)
-    assert get_digests(store, stamps) == [*digests[:2], None, *digests[3:]]
-    assert get_digests(store, [key(4), None, key(50), key(4)]) == [
-        digests[4],
-        None,
-        None,
-        digests[4],
-    ]
-    assert get_digests(store, []) == []
-    put_digests(store, [None], [key(0)])
+    assert beside.get_digests(stamps) == [None] * 5
+    beside.put_digests(stamps, digests)
+    assert beside.get_digests(stamps) == [*digests[:2], None, *digests[3:]]
+    found = beside.get_digests([key(4), None, key(50), key(4)])
+    assert found == [digests[4], None, None, digests[4]]
+    assert beside.get_digests([]) == []
+    beside.put_digests([None], [key(0)])

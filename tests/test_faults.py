@@ -286,7 +286,7 @@ def test_a_cache_of_somebody_else_is_read_and_not_written(processes):
         cache = EmbeddingCache(directory / "cache")
         encode(range(200), cache, directory / "first")
         cache.close()
-        folder = directory / "cache" / "embeddings-v1"
+        folder = directory / "cache" / "embeddings-v2"
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         log = directory / "log"
         log.touch()

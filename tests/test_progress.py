@@ -38,6 +38,7 @@ def test_quiet_by_default(photographs, capsys):
 
 def test_bar_has_rate_and_time_left(capsys):
     with progress_bar("CLIPFeaturizer", 100, verbose=True) as bar:
+        bar.begin()
         bar.update(40)
         bar.update(60)
     last = capsys.readouterr().err.split("\r")[-1]
@@ -155,6 +156,7 @@ def test_callbacks_are_torn_down_after_an_error(recorder):
 def test_many_images_are_told_of_in_a_hundred_steps(recorder):
     icm = ICMTransformer().set_callbacks(recorder)
     with tell_callbacks(icm, None), progress_bar("x", 1234, verbose=False) as bar:
+        bar.begin()
         for _ in range(1234):
             bar.update(1)
     steps = [task for _, task in recorder.begun if task.startswith("images up to")]

@@ -1,90 +1,42 @@
-"""The encode loop: images in, embeddings out, each image and intervention once.
+"""The encode loop: one pass over the images, each and each intervention encoded once.
 
-What the cache holds is not decoded, equal images are encoded once, and what is finished
-is cached at once. Beside the embeddings, a digest for each image is in memory.
+Every image goes through read, digest, ask the cache, decode and render, encode, keep;
+images follow each other closely, so the first is encoded long before the last is read.
+A file is opened at most once: of one that has not changed since its digest was kept,
+and whose embeddings are in the cache, only size and times are looked at. Beside the
+embeddings, a digest for each image is in memory.
 """
 
 import hashlib
 import logging
 import os
-import uuid
-import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from skclip_icm._encoding.parallel_encode import (
+    Cell,
     Job,
+    ahead,
     content_id,
     count_threads,
     encode_jobs,
     is_path,
 )
-from skclip_icm._encoding.stores import file_stamp, get_digests, put_digests
+from skclip_icm._encoding.stores import digests_beside, file_stamp
 from skclip_icm._images.inputs import ImageError, describe, read_content, row_error
-from skclip_icm.interventions import (
-    intervene,
-    intervention_key,
-    resolve_interventions,
-)
 
 logger = logging.getLogger("skclip_icm")
 
-# Rows hashed, or asked of the cache, at a time: bounds what is held beside the result.
-_ROWS_AT_A_TIME = 1024
+# Rows of which the cache is asked at a time: by the stamps of files, which is all that
+# is held of them, and by the digests of images that have been read.
+_STAMPS_AT_A_TIME = 1024
+_IMAGES_AT_A_TIME = 16
 # Images that cannot be read and that are named in the log, in one call.
 _MAX_TOLD = 10
-# Callables whose code does not say all that they do have a key for their lifetime.
-_KEYS_FOR_LIFE = weakref.WeakKeyDictionary()
-
-
-class View(NamedTuple):
-    """One rendering of each image: as it is, or after a draw of an intervention."""
-
-    key: str
-    intervention: object = None
-    random_state: int = 0
-    draw: int = 0
-
-    def render(self, image, encoder):
-        """Return `image`, of the model's input size, in this view."""
-        if self.intervention is None:
-            return image
-        changed = intervene(
-            image, self.intervention, random_state=self.random_state, draw=self.draw
-        )
-        return encoder.resize(changed)
-
-
-AS_IS = View("as is")
-
-
-def views_of(interventions, n_draws, random_state):
-    """List the views that interventions make, draw by draw.
-
-    Parameters
-    ----------
-    interventions : str, callable, or list or tuple of these
-        As in `interventions.resolve_interventions`.
-    n_draws : int
-        Random draws of each.
-    random_state : int
-        Seed.
-
-    Returns
-    -------
-    views : list of View
-        One for each intervention and draw.
-    """
-    many = isinstance(interventions, list | tuple)
-    entries = interventions if many else [interventions]
-    resolve_interventions(entries)
-    return [
-        View(f"{_lasting_key(entry)}/{random_state}/{draw}", entry, random_state, draw)
-        for entry in entries
-        for draw in range(n_draws)
-    ]
 
 
 def embed(
@@ -98,14 +50,15 @@ def embed(
     on_error,
     progress,
     jpeg_decoding="exact",
+    rows=None,
     expected=None,
 ):
     """Embed every view of every image.
 
     Parameters
     ----------
-    items : sequence of length n
-        Images, as `image_input.as_items` returns them.
+    items : sequence
+        Images, as `as_items` returns them.
     encoder : Encoder
         The loaded model.
     views : list of View
@@ -120,11 +73,13 @@ def embed(
     on_error : {"raise", "nan"}
         What to do about an image that cannot be read.
     progress : callable
-        ``progress(n_images)`` returns a context manager with an ``update(m)`` method.
+        ``progress(n_images)`` returns a context manager as `progress_bar` does.
     jpeg_decoding : {"exact", "reduced"}, default="exact"
         Whether large JPEG files may be decoded at reduced size.
-    expected : list of (bytes or None) of length n, default=None
-        What an earlier call returned as `contents` of these images, if they must still
+    rows : array of int of shape (n,), increasing, default=None
+        Which of the images to embed; None is all of them.
+    expected : list of (bytes or None), default=None
+        What an earlier call returned as `contents` of all images, if they must still
         be the same.
 
     Returns
@@ -144,47 +99,67 @@ def embed(
     """
     may_reduce = jpeg_decoding == "reduced"
     target = encoder.image_size if may_reduce else None
+    rows = np.arange(len(items)) if rows is None else np.asarray(rows)
+    n_cells = len(rows) * len(views)
+    report = _Report(on_error)
+    n_threads = count_threads(n_jobs)
 
-    n_told = 0
+    def read(task):
+        row, stamp = task
+        return readers.submit(_read, items[row], row, stamp, target, expected)
 
-    def report(error):
-        nonlocal n_told
-        if on_error == "raise":
-            raise error
-        # Thousands may follow in images from the wild.
-        level = logging.WARNING if n_told < _MAX_TOLD else logging.DEBUG
-        logger.log(level, "%s The embedding is NaN.", error)
-        n_told += 1
-
-    contents = _contents(items, store, target, count_threads(n_jobs), report)
-    if expected is not None:
-        contents = [
-            _unchanged(item, content, before, report)
-            for item, content, before in zip(items, contents, expected, strict=True)
-        ]
-    table = _Table(contents, encoder, views, store)
-    n_missing = table.n_missing
-    with progress(n_missing) as bar:
-        for cells, embeddings in encode_jobs(
-            ((items[job.row], job) for job in table.missing()),
-            n_missing,
+    with (
+        progress(n_cells) as bar,
+        ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm-read") as readers,
+    ):
+        table = _Table(rows, views, encoder, store, bar)
+        images = ahead(read, table.unread(items, target), 2 * n_threads)
+        results = encode_jobs(
+            table.jobs(images),
+            n_cells,
             encoder,
             views,
             (batch_size, may_reduce),
             n_jobs=n_jobs,
-            report=report,
-        ):
-            table.fill(cells, embeddings)
-            bar.update(len(cells))
-    embeddings, failed = table.rows()
-    if n_told > _MAX_TOLD:
-        logger.warning(
-            "%d of %d images have embeddings of NaN; the first %d are named above.",
-            len(failed),
-            len(items),
-            _MAX_TOLD,
+            recall=table.recall,
         )
-    return embeddings, failed, contents
+        with closing(results):
+            for cells, embeddings, errors in results:
+                table.keep(cells, embeddings)
+                for error in errors:
+                    report(error)
+                    bar.update(len(views), encoded=False)
+    embeddings, failed = table.rows()
+    report.sum_up(len(failed), len(rows))
+    return embeddings, failed, table.contents
+
+
+class _Read(NamedTuple):
+    """An image that was read, and the digest of its content."""
+
+    row: int
+    name: str
+    content: object
+    digest: bytes
+    stamp: bytes | None
+
+
+def _read(item, row, stamp, target, expected):
+    """Return what was read of an image, or the error that it is."""
+    name = os.fsdecode(item) if is_path(item) else ""
+    try:
+        content = read_content(item, row)
+        digest = content_id(content, row, target)
+        if expected is not None and digest != expected[row]:
+            raise row_error(
+                row,
+                repr(name) if name else describe(item),
+                "the image is not the one that was embedded before",
+                "Embed all images again.",
+            )
+    except ImageError as error:
+        return error
+    return _Read(row, name, content, digest, stamp)
 
 
 class _Table:
@@ -193,90 +168,147 @@ class _Table:
     Of rows with equal content, the first is filled, and the others at the end.
     """
 
-    def __init__(self, contents, encoder, views, store):
-        self._contents, self._views, self._store = contents, views, store
+    def __init__(self, rows, views, encoder, store, bar):
+        self._rows, self._views, self._store, self._bar = rows, views, store, bar
+        self._digests = digests_beside(store)
         self._fingerprint = encoder.fingerprint
-        first = {}
-        self._source = np.array(
-            [
-                -1 if content is None else first.setdefault(content, row)
-                for row, content in enumerate(contents)
-            ]
+        self._first = {}
+        # Place of the row that each row's embeddings are taken from, -1 for none.
+        self._source = np.full(len(rows), -1)
+        self._values = np.full(
+            (len(rows), len(views), encoder.n_features), np.nan, dtype=np.float32
         )
-        self._distinct = np.flatnonzero(self._source == np.arange(len(contents)))
-        shape = len(contents), len(views), encoder.n_features
-        self._values = np.full(shape, np.nan, dtype=np.float32)
-        self._present = np.zeros(shape[:2], dtype=bool)
-        self._load()
+        self._present = np.zeros(self._values.shape[:2], dtype=bool)
+        self.contents = [None] * len(rows)
 
-    @property
-    def n_missing(self):
-        """Number of views, of distinct images, that the cache did not hold."""
-        return int(np.count_nonzero(~self._present[self._distinct]))
+    def unread(self, items, target):
+        """Iterate over rows that must be read, with the stamps of their files."""
+        known_by_content = all(view.key is not None for view in self._views)
+        for rows in _in_parts(self._rows.tolist(), _STAMPS_AT_A_TIME):
+            stamps = [_stamp(items[row], target) for row in rows]
+            at_hand = self._at_hand(rows, stamps) if known_by_content else ()
+            for row, stamp in zip(rows, stamps, strict=True):
+                if row not in at_hand:
+                    yield row, stamp
 
-    def missing(self):
-        """Iterate over the jobs that fill them, in row order."""
-        for row in self._distinct:
-            views = np.flatnonzero(~self._present[row])
-            if len(views):
-                yield Job(int(row), self._contents[row], views.tolist())
+    def jobs(self, read):
+        """Iterate over what to encode, and over the errors of images, in row order."""
+        for images in _in_parts(read, _IMAGES_AT_A_TIME):
+            good = [image for image in images if isinstance(image, _Read)]
+            self._digests.put_digests(
+                [image.stamp for image in good], [image.digest for image in good]
+            )
+            cells = {
+                image.row: self._cells(image.row, image.digest)
+                for image in good
+                if self._is_first(image.row, image.digest)
+            }
+            by_content = [cell for some in cells.values() for cell in some if cell.key]
+            known = self.recall(by_content)
+            for image in images:
+                if isinstance(image, ImageError):
+                    yield image
+                elif image.row not in cells:
+                    self._bar.update(len(self._views), encoded=False)
+                else:
+                    missing = [cell for cell in cells[image.row] if cell not in known]
+                    if missing:
+                        self._bar.begin()
+                        yield Job(image.row, image.name, image.content, missing)
 
-    def fill(self, cells, embeddings):
+    def recall(self, cells):
+        """Fill the cells that the cache holds, and return them as a set."""
+        found = self._store.get_many([cell.key for cell in cells]) if cells else []
+        known = set()
+        for cell, embedding in zip(cells, found, strict=True):
+            if embedding is not None:
+                self._put(cell, embedding)
+                known.add(cell)
+        self._bar.update(len(known), encoded=False)
+        return known
+
+    def keep(self, cells, embeddings):
         """Put freshly computed `embeddings` into `cells` and into the cache."""
-        rows, views = np.array(cells).T
-        self._values[rows, views] = embeddings
-        self._present[rows, views] = True
-        self._store.put_many([self._key(*cell) for cell in cells], embeddings)
+        if cells:
+            for cell, embedding in zip(cells, embeddings, strict=True):
+                self._put(cell, embedding)
+            self._store.put_many([cell.key for cell in cells], embeddings)
+            self._bar.update(len(cells))
 
     def rows(self):
         """Return the embeddings, and the rows that failed."""
-        read = self._source >= 0
-        repeated = read.copy()
-        repeated[self._distinct] = False
-        for rows in _in_parts(np.flatnonzero(repeated)):
-            self._values[rows] = self._values[self._source[rows]]
+        repeated = (self._source >= 0) & (self._source != np.arange(len(self._rows)))
+        for places in _in_parts(np.flatnonzero(repeated), _STAMPS_AT_A_TIME):
+            self._values[places] = self._values[self._source[places]]
         complete = self._present.all(axis=1)
-        return self._values, np.flatnonzero(~(read & complete[self._source])).tolist()
+        failed = (self._source < 0) | ~complete[self._source]
+        return self._values, self._rows[failed].tolist()
 
-    def _load(self):
-        for rows in _in_parts(self._distinct):
-            views = range(len(self._views))
-            cells = [(row, view) for row in rows.tolist() for view in views]
-            found = self._store.get_many([self._key(*cell) for cell in cells])
-            for cell, embedding in zip(cells, found, strict=True):
-                if embedding is not None:
-                    self._values[cell], self._present[cell] = embedding, True
+    def _at_hand(self, rows, stamps):
+        """Fill rows whose files have not changed and are in the cache; return these."""
+        digests = self._digests.get_digests(stamps)
+        known = [(r, d) for r, d in zip(rows, digests, strict=True) if d is not None]
+        cells = [cell for row, digest in known for cell in self._cells(row, digest)]
+        found = self._store.get_many([cell.key for cell in cells]) if cells else []
+        at_hand, n_views = set(), len(self._views)
+        for i, (row, digest) in enumerate(known):
+            part = slice(i * n_views, (i + 1) * n_views)
+            # All or nothing: what is read may be another image by then.
+            if all(embedding is not None for embedding in found[part]):
+                at_hand.add(row)
+                self._bar.update(n_views, encoded=False)
+                if self._is_first(row, digest):
+                    for cell, embedding in zip(cells[part], found[part], strict=True):
+                        self._put(cell, embedding)
+        return at_hand
 
-    def _key(self, row, view):
-        about = f"{self._fingerprint}\0{self._views[view].key}\0".encode()
-        return hashlib.sha256(about + self._contents[row]).digest()
+    def _is_first(self, row, digest):
+        place = self._place(row)
+        self.contents[place] = digest
+        self._source[place] = self._first.setdefault(digest, place)
+        return self._source[place] == place
+
+    def _cells(self, row, digest):
+        return [
+            Cell(row, v, view.key and view.embedding_key(self._fingerprint, digest))
+            for v, view in enumerate(self._views)
+        ]
+
+    def _put(self, cell, embedding):
+        place = self._place(cell.row), cell.view
+        self._values[place], self._present[place] = embedding, True
+
+    def _place(self, row):
+        return int(np.searchsorted(self._rows, row))
 
 
-def _contents(items, store, target, n_threads, report):
-    """Content of each item, as a digest; None where it cannot be read."""
-    contents = []
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm") as pool:
-        for rows in _in_parts(range(len(items))):
-            stamps = [_stamp(items[row], target) for row in rows]
-            known = get_digests(store, stamps)
-            futures = [
-                pool.submit(_identify, items[row], row, target)
-                for row, content in zip(rows, known, strict=True)
-                if content is None
-            ]
-            read = (_result(future, report) for future in futures)
-            found = [next(read) if c is None else c for c in known]
-            fresh = [
-                i for i, c in enumerate(known) if c is None and found[i] is not None
-            ]
-            put_digests(store, [stamps[i] for i in fresh], [found[i] for i in fresh])
-            contents += found
-    return contents
+class _Report:
+    """What is done about images that cannot be read."""
+
+    def __init__(self, on_error):
+        self._on_error, self._n_told = on_error, 0
+
+    def __call__(self, error):
+        if self._on_error == "raise":
+            raise error
+        # Thousands may follow in images from the wild.
+        level = logging.WARNING if self._n_told < _MAX_TOLD else logging.DEBUG
+        logger.log(level, "%s The embedding is NaN.", error)
+        self._n_told += 1
+
+    def sum_up(self, n_failed, n_images):
+        if self._n_told > _MAX_TOLD:
+            logger.warning(
+                "%d of %d images have embeddings of NaN; the first %d are named above.",
+                n_failed,
+                n_images,
+                _MAX_TOLD,
+            )
 
 
-def _in_parts(rows):
-    for start in range(0, len(rows), _ROWS_AT_A_TIME):
-        yield rows[start : start + _ROWS_AT_A_TIME]
+def _in_parts(values, size):
+    values = iter(values)
+    return iter(lambda: list(islice(values, size)), [])
 
 
 def _stamp(item, target):
@@ -285,35 +317,3 @@ def _stamp(item, target):
         return stamp
     # What `content_id` gives depends on the target.
     return hashlib.sha256(f"reduced for {target}\0".encode() + stamp).digest()
-
-
-def _identify(item, row, target):
-    return content_id(read_content(item, row), row, target)
-
-
-def _unchanged(item, content, expected, report):
-    """Return the digest `content`, or None if it is not the expected one."""
-    if content is None or content == expected:
-        return content
-    name = repr(os.fsdecode(item)) if is_path(item) else describe(item)
-    found = "the image is not the one that was embedded before"
-    # Without a row: these may be some of the images that the user has passed.
-    report(row_error(None, name, found, "Embed all images again."))
-
-
-def _result(future, report):
-    try:
-        return future.result()
-    except ImageError as error:
-        report(error)
-
-
-def _lasting_key(intervention):
-    """Text that tells what an intervention does, as long as the object lives."""
-    key = intervention_key(intervention)
-    if key is None:
-        try:
-            key = _KEYS_FOR_LIFE.setdefault(intervention, uuid.uuid4().hex)
-        except TypeError:  # neither hashable nor weakly referable
-            key = uuid.uuid4().hex
-    return key

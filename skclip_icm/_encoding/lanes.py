@@ -77,7 +77,7 @@ def _finite(embeddings, cells, encoder):
     """Return embeddings of finite images, or raise RuntimeError if they are not."""
     bad = ~np.isfinite(embeddings).all(axis=1)
     if bad.any():
-        row, _ = cells[int(bad.argmax())]
+        row = cells[int(bad.argmax())][0]
         raise RuntimeError(
             f"row {row}: the model gives NaN or infinity, computing in {encoder.dtype} "
             f"on {encoder.device}. Set dtype='bfloat16' or 'float32'; if it stays so, "

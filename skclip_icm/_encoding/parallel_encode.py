@@ -9,7 +9,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import joblib
@@ -18,63 +18,126 @@ from joblib.parallel import MultiprocessingBackend, get_active_backend
 
 from skclip_icm._encoding.encoder import load_encoder
 from skclip_icm._encoding.lanes import encode_batch, start_lanes
+from skclip_icm._encoding.views import AS_IS
 from skclip_icm._images.decoding import decode, digest
-from skclip_icm._images.inputs import ImageError, read_content, row_error
+from skclip_icm._images.inputs import ImageError
 
 # Decoded images that may wait for the model, in batches: enough that neither idles.
 _BATCHES_AHEAD = 4
+# Jobs that are looked at to tell few images from many.
+_MAX_PEEK = 32
+# Files that may wait to be decoded, and to be sent to a worker.
+_MAX_BYTES = 2**28
+_MAX_PART_BYTES = 2**25
+
+
+class Cell(NamedTuple):
+    """One view of one image, and the key of its embedding in the cache."""
+
+    row: int
+    view: int
+    key: bytes | None  # None as long as it depends on pixels that are not rendered
 
 
 class Job(NamedTuple):
-    """The views that one image still lacks."""
+    """An image that was read, and the cells that it still lacks."""
 
     row: int
-    content: bytes
-    views: list
+    name: str  # of its file, for messages
+    content: object
+    cells: list
 
 
-def encode_jobs(tasks, n_cells, encoder, views, options, *, n_jobs, report):
+def encode_jobs(jobs, n_cells, encoder, views, options, *, n_jobs, recall):
     """Embed the views that images lack.
 
     Parameters
     ----------
-    tasks : iterable of (image, Job)
-        What to embed, taken as it is needed.
+    jobs : iterable of Job or ImageError
+        What to embed, taken as it is needed. Errors are handed on, in order.
     n_cells : int
-        Number of views in all jobs.
+        Number of views in all jobs, at most.
     encoder : Encoder
         The loaded model.
     views : list of View
-        What `Job.views` counts.
+        What `Cell.view` counts.
     options : (int, bool)
         Images per forward pass, and whether JPEG files may be decoded reduced.
     n_jobs : int or None
         Number of threads or processes. None is what joblib's configuration says, or
         else one thread for each processor.
-    report : callable
-        ``report(error)`` is told of an `ImageError` and raises it or does not.
+    recall : callable
+        ``recall(cells)`` returns the set of cells that need no embedding. It is asked
+        of those whose key came of their pixels.
 
     Yields
     ------
-    cells : list of (int, int)
-        Row and view.
-    embeddings : ndarray of shape (len(cells), d), float32
-        Their embeddings.
+    cells : list of Cell
+        With their keys.
+    embeddings : ndarray of shape (len(cells), d), float32, or None
+        Their embeddings; None if there are no cells.
+    errors : list of ImageError
+        Images that cannot be read, all before them having been yielded.
     """
     batch_size, _ = options
+    jobs = iter(jobs)
+    head = list(islice(jobs, min(batch_size, _MAX_PEEK) + 1))
+    are_few = len(head) <= min(batch_size, _MAX_PEEK)
+    if are_few:
+        n_cells = sum(len(job.cells) for job in head if isinstance(job, Job))
+    jobs = chain(head, jobs)
     n_processes = count_processes(n_jobs) if encoder.device.type == "cpu" else 1
-    if n_processes > 1 and n_cells > batch_size:
-        run = _in_processes(tasks, n_cells, encoder, views, options, n_processes)
-        for cells, embeddings, errors in run:
-            if cells:
-                yield cells, embeddings
-            for error in errors:
-                report(error)
-    else:
+    if n_processes > 1 and not are_few:
+        yield from _in_processes(jobs, n_cells, encoder, views, options, n_processes)
+    elif head:
         n_threads = count_threads(n_jobs)
         yield from _in_threads(
-            tasks, n_cells, encoder, views, options, n_threads, report
+            jobs, n_cells, encoder, views, options, n_threads, recall
         )
+
+
+def ahead(submit, tasks, n_ahead):
+    """Yield what tasks give, in order, with some submitted before they are needed.
+
+    Parameters
+    ----------
+    submit : callable
+        ``submit(task)`` returns a future.
+    tasks : iterable
+        Taken as needed.
+    n_ahead : int
+        How many to submit before they are needed; fewer where those that are waiting
+        hold large files.
+
+    Yields
+    ------
+    result : object
+        Of each task. Should one fail, what was submitted before is yielded first.
+    """
+    tasks, waiting, failure, done = iter(tasks), deque(), None, False
+    while True:
+        try:
+            while not done and len(waiting) < n_ahead and _held(waiting) < _MAX_BYTES:
+                task = next(tasks)
+                waiting.append((submit(task), _n_bytes(task)))
+        except StopIteration:
+            done = True
+        except Exception as error:
+            failure, done = error, True
+        if not waiting:
+            break
+        yield waiting.popleft()[0].result()
+    if failure is not None:
+        raise failure
+
+
+def _held(waiting):
+    return sum(n_bytes for future, n_bytes in waiting if not future.done())
+
+
+def _n_bytes(task):
+    content = getattr(task, "content", None)
+    return len(content) if isinstance(content, bytes) else 0
 
 
 def count_processes(n_jobs):
@@ -166,26 +229,44 @@ def _jpeg_sides(content):
 # Processes
 
 
-def _in_processes(tasks, n_cells, encoder, views, options, n_processes):
-    """Yield cells, embeddings and errors, part by part from joblib's workers."""
+def _in_processes(jobs, n_cells, encoder, views, options, n_processes):
+    """Yield as `encode_jobs`, part by part from joblib's workers."""
     backend, _ = get_active_backend()
     # Parts are small, so that little is lost with one, and alike for all workers.
     n_batches = -(-n_cells // (n_processes * options[0]))
     part_size = max(1, min(_BATCHES_AHEAD, n_batches) * options[0] // len(views))
-    tasks = iter(tasks)
-    parallel = joblib.Parallel(
+    parts = _parts(jobs, part_size)
+    model = encoder.recipe, encoder.fingerprint
+    encode = joblib.delayed(_encode_part)
+    with joblib.Parallel(
         n_processes,
         batch_size=1,
         return_as="generator" if backend.supports_return_generator else "list",
-    )
-    model = encoder.recipe, encoder.fingerprint
-    yield from parallel(
-        joblib.delayed(_encode_part)(part, model, views, options, n_processes)
-        for part in iter(lambda: list(islice(tasks, part_size)), [])
-    )
+    ) as parallel:
+        # Not one call with all parts: joblib would read on in threads of its own, and
+        # what failed there would end nowhere.
+        some = list(islice(parts, 2 * n_processes))
+        while some:
+            found = parallel(
+                encode(part, model, views, options, n_processes) for part in some
+            )
+            some = list(islice(parts, 2 * n_processes))  # while the workers work
+            yield from found
 
 
-def _encode_part(tasks, model, views, options, n_processes):
+def _parts(jobs, size):
+    part, n_bytes = [], 0
+    for job in jobs:
+        part.append(job)
+        n_bytes += _n_bytes(job)
+        if len(part) == size or n_bytes > _MAX_PART_BYTES:
+            yield part
+            part, n_bytes = [], 0
+    if part:
+        yield part
+
+
+def _encode_part(jobs, model, views, options, n_processes):
     """Embed a few jobs in a worker process, which loads the model once."""
     import torch
 
@@ -196,108 +277,93 @@ def _encode_part(tasks, model, views, options, n_processes):
             f"A worker process loaded other weights for {recipe} than this process "
             "did. Give all machines the same files."
         )
-    all_cells, parts, errors = [], [], []
-    n_cells = sum(len(job.views) for _, job in tasks)
+    n_cells = sum(len(job.cells) for job in jobs if isinstance(job, Job))
     n_threads = max(1, joblib.cpu_count() // n_processes)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
-        run = _in_threads(
-            tasks, n_cells, encoder, views, options, n_threads, errors.append
-        )
-        for cells, embeddings in run:
-            all_cells.extend(cells)
-            parts.append(embeddings)
+        run = _in_threads(jobs, n_cells, encoder, views, options, n_threads, _none)
+        cells, embeddings, errors = zip(*run, strict=True)
     finally:
         torch.set_num_threads(before)
-    return all_cells, np.concatenate(parts) if parts else None, errors
+    computed = [part for part in embeddings if part is not None]
+    return (
+        [cell for part in cells for cell in part],
+        np.concatenate(computed) if computed else None,
+        [error for part in errors for error in part],
+    )
+
+
+def _none(cells):
+    """Recall nothing: a worker cannot ask a cache that may be an object in memory."""
+    return ()
 
 
 # Threads
 
 
-def _in_threads(tasks, n_cells, encoder, views, options, n_threads, report):
-    """Yield cells and embeddings, batch by batch."""
+def _in_threads(jobs, n_cells, encoder, views, options, n_threads, recall):
+    """Yield as `encode_jobs`, batch by batch."""
     batch_size, may_reduce = options
+    target = encoder.image_size if may_reduce else None
     lanes, n_lanes = start_lanes(encoder, -(-n_cells // batch_size), n_threads)
     decoders = ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm-decode")
 
-    def render(task):
-        item, job = task
-        return decoders.submit(_render, item, job, encoder, views, may_reduce)
+    def render(job):
+        return decoders.submit(_render, job, encoder, views, target)
 
     def encode(batch):
-        return lanes.submit(encode_batch, *batch, encoder)
+        return lanes.submit(_encode, *batch, encoder)
 
     try:
         n_ahead = max(n_threads, _BATCHES_AHEAD * batch_size // len(views))
-        rendered = _unpack(_ahead(render, tasks, n_ahead), report)
-        yield from _ahead(encode, _batches(rendered, batch_size), n_lanes + 1)
+        rendered = ahead(render, jobs, n_ahead)
+        batches = _batches(rendered, batch_size, views, recall)
+        yield from ahead(encode, batches, n_lanes + 1)
     finally:
         decoders.shutdown(cancel_futures=True)
         lanes.shutdown(cancel_futures=True)
 
 
-def _ahead(submit, tasks, n_ahead):
-    """Yield what tasks give, in order, with `n_ahead` submitted before they are needed.
-
-    Should there be an image that `tasks` cannot go on from, what was submitted before
-    is yielded first.
-    """
-    tasks, waiting, failure, done = iter(tasks), deque(), None, False
-    while True:
-        try:
-            while not done and len(waiting) < n_ahead:
-                waiting.append(submit(next(tasks)))
-        except StopIteration:
-            done = True
-        except ImageError as error:
-            failure, done = error, True
-        if not waiting:
-            break
-        yield waiting.popleft().result()
-    if failure is not None:
-        raise failure
-
-
-def _render(item, job, encoder, views, may_reduce):
-    """Return [((row, view), pixels)] of one image, or the error that it is."""
-    target = encoder.image_size if may_reduce else None
-    name = os.fsdecode(item) if is_path(item) else ""
+def _render(job, encoder, views, target):
+    """Return [(cell, pixels)] of one image, or the error that it is."""
+    if isinstance(job, ImageError):
+        return job
     try:
-        content = read_content(item, job.row)
-        if name and content_id(content, job.row, target) != job.content:
-            # Its embedding would be kept under the digest of other content.
-            raise row_error(job.row, repr(name), "the file changed", "Encode it again.")
-        image = decode(content, job.row, name, target, encoder.resize)
-        return [
-            ((job.row, v), np.asarray(views[v].render(image, encoder)))
-            for v in job.views
-        ]
+        image = decode(job.content, job.row, job.name, target, encoder.resize)
+        return [_pixels(cell, views, image, encoder) for cell in job.cells]
     except ImageError as error:
         return error
 
 
-def _unpack(rendered, report):
-    for cells in rendered:
-        if isinstance(cells, ImageError):
-            report(cells)
-        else:
-            yield from cells
+def _pixels(cell, views, image, encoder):
+    pixels = np.asarray(views[cell.view].render(image, encoder))
+    if cell.key is None:  # the embedding is that of an image of these pixels
+        key = AS_IS.embedding_key(encoder.fingerprint, digest(pixels))
+        cell = cell._replace(key=key)
+    return cell, pixels
 
 
-def _batches(ready, batch_size):
-    """Yield batches of cells and of pixels; the last one before an error, too."""
-    batch, failure = [], None
-    try:
-        for cell in ready:
-            batch.append(cell)
-            if len(batch) == batch_size:
-                yield tuple(zip(*batch, strict=True))
-                batch = []
-    except ImageError as error:
-        failure = error
-    if batch:
-        yield tuple(zip(*batch, strict=True))
-    if failure is not None:
-        raise failure
+def _batches(rendered, batch_size, views, recall):
+    """Yield batches of cells, of pixels, and of the errors among them."""
+    cells, pixels, errors = [], [], []
+    for found in rendered:
+        if isinstance(found, ImageError):
+            errors.append(found)
+            found = []
+        by_pixels = [cell for cell, _ in found if views[cell.view].key is None]
+        known = recall(by_pixels)
+        for cell, image in found:
+            if cell not in known:
+                cells.append(cell)
+                pixels.append(image)
+        while len(cells) + len(errors) >= batch_size:
+            yield cells[:batch_size], pixels[:batch_size], errors
+            cells, pixels, errors = cells[batch_size:], pixels[batch_size:], []
+    if cells or errors:
+        yield cells, pixels, errors
+
+
+def _encode(cells, pixels, errors, encoder):
+    embeddings = encode_batch(cells, pixels, encoder)[1] if cells else None
+    return cells, embeddings, errors

@@ -34,36 +34,30 @@ def progress_bar(name, n_images, *, verbose):
     name : str
         What the bar is labelled with.
     n_images : int
-        Number of images and counterparts to encode. Of none, as when all are in the
-        cache, nothing is told.
+        Number of images and counterparts.
     verbose : bool or int
         Whether to show a bar. The log and callbacks are told in any case.
 
     Yields
     ------
     bar : object
-        Its ``update(m)`` says that `m` more images are done.
+        Its ``begin()`` shows it: nothing is told before, nor where all is in the cache.
+        ``update(m)`` says that `m` more images are done, and ``update(m,
+        encoded=False)`` that they needed no encoding.
 
     Examples
     --------
     >>> from skclip_icm._encoding.progress import progress_bar
     >>> with progress_bar("CLIPFeaturizer", 100, verbose=False) as bar:
+    ...     bar.begin()
     ...     bar.update(64)
     """
-    start = time.perf_counter()
     with ExitStack() as stack:
-        listeners = []
-        if n_images and verbose:
-            from tqdm.auto import tqdm
-
-            shown = stack.enter_context(tqdm(total=n_images, unit="img", desc=name))
-            listeners.append(shown.update)
-        if n_images and _FITTING.get() is not None:
-            listeners.append(stack.enter_context(_callback_task(n_images)))
-        yield _Bar(listeners)
-    if n_images:
-        seconds = time.perf_counter() - start
-        told = name, n_images, seconds, n_images / max(seconds, 1e-9)
+        bar = _Bar(name, n_images, verbose, stack)
+        yield bar
+    if bar.n_encoded:
+        seconds = time.perf_counter() - bar.start
+        told = name, bar.n_encoded, seconds, bar.n_encoded / max(seconds, 1e-9)
         logger.info("%s: encoded %d images in %.1f s, %.1f a second", *told)
 
 
@@ -99,11 +93,31 @@ def tell_callbacks(estimator, X):
 
 
 class _Bar:
-    def __init__(self, listeners):
-        self._listeners = listeners
+    def __init__(self, name, n_images, verbose, stack):
+        self._name, self._n_images, self._verbose = name, n_images, verbose
+        self._stack, self._listeners, self._n_done = stack, None, 0
+        self.start, self.n_encoded = time.perf_counter(), 0
 
-    def update(self, n_images):
-        for listener in self._listeners:
+    def begin(self):
+        if self._listeners is not None:
+            return
+        self._listeners = []
+        if self._verbose:
+            from tqdm.auto import tqdm
+
+            options = {"total": self._n_images, "initial": self._n_done}
+            shown = tqdm(unit="img", desc=self._name, **options)
+            self._listeners.append(self._stack.enter_context(shown).update)
+        if _FITTING.get() is not None:
+            update = self._stack.enter_context(_callback_task(self._n_images))
+            update(self._n_done)
+            self._listeners.append(update)
+
+    def update(self, n_images, encoded=True):
+        n_images = min(n_images, self._n_images - self._n_done)
+        self._n_done += n_images
+        self.n_encoded += n_images if encoded else 0
+        for listener in self._listeners or ():
             listener(n_images)
 
 

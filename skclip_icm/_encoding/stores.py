@@ -2,8 +2,8 @@
 
 A store maps keys of 32 bytes (digests of all that an embedding depends on) to rows of
 float32, in memory or in a directory. It may forget rows and never returns a wrong
-one. Digests of files are kept in the same way, so that a file is not read again to
-learn that it has not changed.
+one. Digests of files are kept beside them, so that a file is not read again to learn
+that it has not changed.
 """
 
 import hashlib
@@ -12,10 +12,9 @@ import stat
 import time
 from collections import OrderedDict
 
-import numpy as np
-
 from skclip_icm.cache import LOCK, EmbeddingCache, check_rows, shared_cache
 
+_MAX_DIGESTS = 2**20  # About 0.2 GB.
 _ENTRY_BYTES = 256  # What Python takes for a row and its key beside the numbers.
 _RACY_SECONDS = 2  # Coarsest modification time of a common file system (FAT).
 
@@ -101,42 +100,23 @@ def file_stamp(path):
     return hashlib.sha256(os.fsencode(text)).digest()
 
 
-def get_digests(store, stamps):
-    """Return the digests of files that have not changed since `put_digests`.
+def digests_beside(store):
+    """Return where the digests of files are kept whose embeddings are in a store.
 
     Parameters
     ----------
     store : object
         A store, as returned by `open_cache`.
-    stamps : list of (bytes or None)
-        From `file_stamp`.
 
     Returns
     -------
-    list of (bytes or None)
-        None where nothing is kept.
+    object
+        ``get_digests(stamps)`` returns for each stamp the digest or None;
+        ``put_digests(stamps, digests)`` keeps them. Stamps are from `file_stamp`, taken
+        before the file was read; None is passed over. A user's own object is not asked
+        to keep any: they are in the memory of this process.
     """
-    known = [stamp for stamp in stamps if stamp is not None]
-    rows = dict(zip(known, store.get_many(known), strict=True))
-    found = [rows.get(stamp) for stamp in stamps]
-    return [None if row is None else row.astype(np.uint8).tobytes() for row in found]
-
-
-def put_digests(store, stamps, digests):
-    """Keep the digests of files, each as a row of numbers from 0 to 255.
-
-    Parameters
-    ----------
-    store : object
-        A store, as returned by `open_cache`.
-    stamps : list of (bytes or None)
-        From `file_stamp`, taken before the file was read; None is passed over.
-    digests : list of bytes
-        Digest of each file's content.
-    """
-    kept = {s: list(d) for s, d in zip(stamps, digests, strict=True) if s is not None}
-    if kept:
-        store.put_many(list(kept), np.array(list(kept.values()), dtype=np.float32))
+    return store if isinstance(store, EmbeddingCache | _MemoryStore) else _MEMORY
 
 
 class _MemoryStore:
@@ -168,8 +148,23 @@ class _MemoryStore:
             while self.max_bytes is not None and self.nbytes > self.max_bytes:
                 self._drop(next(iter(self._rows)))
 
+    def get_digests(self, stamps):
+        with LOCK:
+            for stamp in stamps:
+                if stamp in self._digests:
+                    self._digests.move_to_end(stamp)
+            return [self._digests.get(stamp) for stamp in stamps]
+
+    def put_digests(self, stamps, digests):
+        with LOCK:
+            for stamp, digest in zip(stamps, digests, strict=True):
+                if stamp is not None:
+                    self._digests[stamp] = digest
+            while len(self._digests) > _MAX_DIGESTS:
+                self._digests.popitem(last=False)
+
     def clear(self):
-        self._rows = OrderedDict()
+        self._rows, self._digests = OrderedDict(), OrderedDict()
         self.nbytes = 0
 
     def _drop(self, key):

@@ -13,13 +13,17 @@ import json
 import numbers
 
 import numpy as np
+import PIL
 from PIL import Image, ImageFilter
 
 from skclip_icm._images.decoding import ImageError, decode, digest, read_content
-from skclip_icm.interventions._callables import call_reproducibly, describe_callable
+from skclip_icm.interventions._callables import call_reproducibly
 from skclip_icm.interventions._captions import captions
 
 __all__ = ["captions", "intervene", "intervention_key", "resolve_interventions"]
+
+# Part of every key: raised when what a named intervention does to an image changes.
+_VERSION = 1
 
 #: Parameter ranges, each drawn uniformly. Brightness, contrast and saturation are
 #: factors; hue is in turns; sigma in pixels of an image whose shorter side is 224,
@@ -63,7 +67,9 @@ def intervene(image, intervention="photometric", *, random_state=0, draw=0):
         given a `numpy.random.Generator`. Otherwise the global generators of
         `random`, NumPy and torch (CPU) are seeded for the call and restored after
         it, so torchvision's random transforms are reproducible; such calls run one
-        at a time.
+        at a time. Embeddings of what a callable makes are kept by its pixels, so it
+        is called anew whenever they are needed; if it has a string ``cache_key``,
+        that stands for what it does and saves the call.
     random_state : int, default=0
         Seed.
     draw : int, default=0
@@ -183,27 +189,37 @@ def intervention_key(intervention):
     Returns
     -------
     str or None
-        For a name, the name and its parameters. For a function, a hash of its
-        bytecode, defaults, enclosed values, and the functions and constants it refers
-        to; for a torchvision transform, of its parameters. None where what it does
-        cannot be known from outside: its results must then not be kept longer than
-        the object.
+        For a name, the name, the ranges of its parameters, the version of this code,
+        and those of Pillow and torchvision. For a callable, its attribute ``cache_key``
+        together with its name, on which its random numbers depend. None where it has
+        none: what it does is known by its results only.
+
+    Raises
+    ------
+    TypeError
+        If ``cache_key`` is no string.
 
     Examples
     --------
-    >>> intervention_key("invert").split(":")[0]
-    'invert'
-    >>> intervention_key(lambda image: image.rotate(90)) is None
-    False
+    >>> from skclip_icm.interventions import intervention_key
+    >>> def turn(image):
+    ...     return image.rotate(90)
+    >>> intervention_key(turn) is None
+    True
+    >>> turn.cache_key = "turned by a right angle, version 1"
+    >>> intervention_key(turn)
+    'callable/turn/turned by a right angle, version 1'
     """
-    [(name, recipe)] = _named([intervention])
-    if isinstance(intervention, str):
-        description = json.dumps([RANGES, PHOTOMETRIC])
-    else:
-        description = describe_callable(recipe)
-    if description is None:
-        return None
-    return f"{name}:{hashlib.sha256(description.encode()).hexdigest()[:32]}"
+    [(name, _)] = _named([intervention])
+    if not isinstance(intervention, str):
+        key = _own_cache_key(intervention, name)
+        return None if key is None else f"callable/{name}/{key}"
+    import torchvision
+
+    parameters = json.dumps([RANGES, PHOTOMETRIC])
+    made_by = f"{_VERSION}/{PIL.__version__}/{torchvision.__version__}"
+    description = hashlib.sha256(f"{parameters}/{made_by}".encode()).hexdigest()
+    return f"name/{name}/{description[:32]}"
 
 
 # The interventions: (PIL image of mode "RGB", generator) -> the same
@@ -328,6 +344,18 @@ def _seed(random_state, pixels, name, draw):
 
 
 # User callables and tensors
+
+
+def _own_cache_key(function, name):
+    key = getattr(function, "cache_key", None)
+    if key is not None and not isinstance(key, str):
+        raise TypeError(
+            f"the intervention {name!r} has the cache_key {key!r}, expected a string "
+            "that you change whenever what it does changes."
+        )
+    # `functools.wraps` copies the attributes of another function.
+    wrapped = getattr(function, "__wrapped__", None)
+    return None if key is getattr(wrapped, "cache_key", None) else key
 
 
 def _call(function, name, image, seed):

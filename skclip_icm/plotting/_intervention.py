@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from skclip_icm._encoding.encode_loop import AS_IS
+from skclip_icm._encoding.views import AS_IS
 from skclip_icm._estimators import find_featurizer
 from skclip_icm._images.decoding import decode
 from skclip_icm._images.inputs import as_items, read_content
