@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from skclip_icm import datasets, distributed, interventions, plotting
     from skclip_icm._encoding.weights import WeightsNotFoundError
     from skclip_icm._images.inputs import ImageError
+    from skclip_icm.adaptation import adapt
     from skclip_icm.cache import EmbeddingCache
     from skclip_icm.featurizer import CLIPFeaturizer
     from skclip_icm.files import EmbeddingFiles, fit_files, transform_files
@@ -31,6 +32,7 @@ __all__ = [
     "PairedEmbeddings",
     "WeightsNotFoundError",
     "ZeroShotClassifier",
+    "adapt",
     "datasets",
     "distributed",
     "fit_files",
@@ -51,6 +53,7 @@ _HOME = {
     "PairedEmbeddings": "pairs",
     "WeightsNotFoundError": "_encoding.weights",
     "ZeroShotClassifier": "zero_shot",
+    "adapt": "adaptation",
     "fit_files": "files",
     "interventional_scorer": "model_selection",
     "invariant_search": "model_selection",

@@ -12,6 +12,7 @@ from skclip_icm._estimators import Interval, RealNotInt, StrOptions, VersionedEs
 from skclip_icm._projection import arrays
 from skclip_icm._projection.differences import find_source
 from skclip_icm._projection.directions import fit_rows
+from skclip_icm._projection.groups import domain_rows
 from skclip_icm._projection.partial_fit import PartialFitMixin
 from skclip_icm.pairs import find_paired, why_unpaired
 
@@ -54,9 +55,12 @@ class ICMTransformer(
         `y`). A tuple (U, V) of arrays of shape (m, d): given pairs, such as captions
         and their edits. A tuple (U, V, weight), 0 < weight < 1: :math:`S_{do}` is
         (1 - weight) times that of interventional pairs plus weight times that of given.
-    center : bool, default=True
+    center : bool or "domain", default=True
         Whether to take the mean off, and to use the covariance for :math:`S` rather
-        than the second moment. Differences between pairs are never centred.
+        than the second moment. "domain" takes off the mean of each training domain
+        (needs `domains`): so does `fit_transform`, while `transform`, which cannot know
+        the domain of a row, takes off `mean_` until `adapt` has moved it to a new
+        domain. Differences between interventional pairs are never centred.
     rescale : bool, default=True
         Whether to scale the output such that training rows have mean squared norm 1,
         and `lam` does not change the meaning of a classifier's `C`.
@@ -70,7 +74,11 @@ class ICMTransformer(
     components_ : ndarray of shape (`n_components_`, `n_features_in_`)
         The directions, one a row. Orthonormal for the projection.
     mean_ : ndarray of shape (`n_features_in_`,)
-        Mean of the training rows; zeros if `center` is False.
+        Mean of the training rows, zeros if `center` is False; see `adapt`.
+    domains_ : ndarray of shape (n_domains,)
+        Labels of the training domains, with ``center="domain"``.
+    domain_means_ : ndarray of shape (n_domains, `n_features_in_`)
+        Their means, with ``center="domain"``.
     scale_ : float
         What the output is multiplied by.
     eigenvalues_ : ndarray of shape (`n_features_in_`,)
@@ -96,8 +104,8 @@ class ICMTransformer(
     -----
     Time :math:`O(n d^2 + d^3)`, memory :math:`O(d^2)`; sums are in float64. The
     projection of n rows and p pairs with n + p < d takes :math:`O((n + p)^2 d)`.
-    Not from the paper: `center`, the automatic number of directions, `rescale`,
-    `invariance_`, the whitening, and all pairs but interventional ones.
+    Not from the paper: `center`, `adapt`, the automatic number of directions,
+    `rescale`, `invariance_`, the whitening, and all pairs but interventional ones.
 
     References
     ----------
@@ -133,7 +141,7 @@ class ICMTransformer(
         "lam": [Interval(Real, 0, None, closed="left")],
         "method": [StrOptions({"projection", "whitening"})],
         "pairs": [StrOptions({"interventional", "domain", "class"}), tuple],
-        "center": ["boolean"],
+        "center": ["boolean", StrOptions({"domain"})],
         "rescale": ["boolean"],
         "shrinkage": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     }
@@ -171,7 +179,7 @@ class ICMTransformer(
             Embeddings of the same images after each of k interventions, in place of
             the counterparts that `X` may carry.
         domains : array-like of shape (n,), default=None
-            Domain labels, for domain pairs.
+            Domain labels, for domain pairs and ``center="domain"``.
 
         Returns
         -------
@@ -191,6 +199,90 @@ class ICMTransformer(
             after._set(fit_rows(X, source, after.get_params(deep=False)))
             self.__dict__ = vars(after)
         return self
+
+    def fit_transform(self, X, y=None, *, X_do=None, domains=None):
+        """Learn the directions and map the same rows to them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Embeddings, as for `fit`.
+        y : array-like of shape (n,), default=None
+            Class labels, as for `fit`.
+        X_do : array-like of shape (n, d) or (n, k, d), default=None
+            Embeddings of the intervened images, as for `fit`.
+        domains : array-like of shape (n,), default=None
+            Domain labels, as for `fit`.
+
+        Returns
+        -------
+        X_new : ndarray of shape (n, `n_components_`)
+            What `transform` returns, and with ``center="domain"`` that less the mean
+            of each row's domain.
+        """
+        self.fit(X, y, X_do=X_do, domains=domains)
+        if self.center != "domain":
+            return self._map(X, "transform")
+        mapped = self._map(X, "transform")
+        shifts = (self.domain_means_ - self.mean_) @ self.components_.T * self.scale_
+        codes = domain_rows(mapped.shape[0], domains)[1]
+        shifts = arrays.take_rows(shifts, codes)
+        return mapped - arrays.wide(mapped)[0].astype(shifts, mapped.dtype)
+
+    def adapt(self, X, *, prior_weight=10.0):
+        r"""Centre on a new domain, by embeddings of it that need no labels.
+
+        Whatever shifts all embeddings of a domain alike, as another camera does, goes
+        with their mean. A few dozen rows suffice for most of it. The shares of the
+        classes among them should be like those in training: if they are not, what
+        separates the classes goes as well.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Embeddings of the new domain.
+        prior_weight : float, default=10.0
+            Number k of rows that the mean :math:`m` of the training rows counts as:
+            with the mean :math:`m_X` of `X`, the new `mean_` is
+            :math:`(n\,m_X + k\,m) / (n + k)`.
+
+        Returns
+        -------
+        icm : ICMTransformer
+            A fitted copy with the new `mean_`; this one stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If `center` is False, `prior_weight` is negative, or `X` is not as wide as
+            in training.
+
+        See Also
+        --------
+        skclip_icm.adapt : The same for a fitted pipeline or search.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skclip_icm import ICMTransformer
+        >>> rng = np.random.default_rng(0)
+        >>> Z = rng.normal(size=(500, 8))
+        >>> icm = ICMTransformer().fit(Z, X_do=Z + rng.normal(size=(500, 8)) / 3)
+        >>> shifted = Z + 5
+        >>> bool(abs(icm.adapt(shifted).transform(shifted).mean()) < 0.1)
+        True
+        """
+        check_is_fitted(self)
+        if self.center is False:
+            raise ValueError(
+                "center=False, so there is no mean to adapt: fit with center=True or "
+                'center="domain".'
+            )
+        X = validate_data(self, X, dtype=arrays.floats(X), reset=False)
+        arrays.check_same_library(X, self.components_, "adapt")
+        adapted = copy.deepcopy(self)
+        adapted.mean_ = arrays.moved_mean(self.mean_, X, prior_weight)
+        return adapted
 
     def transform(self, X):
         """Map embeddings to the kept directions.
@@ -281,7 +373,9 @@ class ICMTransformer(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
                 "features of X. Give at most that many."
             )
-        source = find_source(self.pairs, X, paired, unpaired, y, X_do, domains)
+        source = find_source(
+            self.pairs, self.center, X, paired, unpaired, y, X_do, domains
+        )
         self._kind = source.kind
         return X, source
 

@@ -1,5 +1,6 @@
 """Classify images by the names of the classes, in the invariant subspace."""
 
+import copy
 import hashlib
 from collections.abc import Mapping
 
@@ -58,6 +59,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         Clone of `featurizer`.
     icm_ : ICMTransformer or None
         Fitted clone of `icm`.
+    shift_ : ndarray of shape (d,)
+        What is added to the embeddings of images; zeros until `adapt`.
     n_features_in_ : int
         Width d of the embeddings.
 
@@ -145,7 +148,42 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         self.logit_scale_ = self.featurizer_._encoder().logit_scale
         with tell_callbacks(self, X):
             self.icm_ = self._fit_icm(X)
+        self.shift_ = np.zeros(self.n_features_in_, dtype=np.float32)
         return self
+
+    def adapt(self, X, *, prior_weight=10.0):
+        """Centre images on a new domain, by some of it that need no labels.
+
+        Parameters
+        ----------
+        X : sequence of n images or array-like of shape (n, d)
+            Images or embeddings of the new domain.
+        prior_weight : float, default=10.0
+            Number of rows that the mean in training counts as, see
+            `ICMTransformer.adapt`.
+
+        Returns
+        -------
+        classifier : ZeroShotClassifier
+            A fitted copy; this one stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If there is no `icm`, which knows the mean in training.
+        """
+        check_is_fitted(self)
+        if self.icm_ is None:
+            raise ValueError(
+                "icm=None, so the mean in training is not known: give an "
+                "ICMTransformer, and images to fit."
+            )
+        Z = np.asarray(self._embed(X, self.featurizer_.transform))
+        mean = self.icm_.mean_
+        moved = self.icm_.adapt(Z, prior_weight=prior_weight).mean_
+        adapted = copy.copy(self)
+        adapted.shift_ = (mean - moved).astype(np.float32)
+        return adapted
 
     def predict(self, X):
         """Return the class whose prompts are nearest.
@@ -216,6 +254,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         check_is_fitted(self)
         Z = np.asarray(self._embed(X, self.featurizer_.transform))
         T = self.text_embeddings_
+        if self.shift_.any():
+            Z = Z + self.shift_
         if self.icm_ is not None:
             Z, T = self.icm_.project(Z), self.icm_.project(T)
         return self.logit_scale_ * (_unit(Z) @ _unit(T).T)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 
 from sklearn.base import _fit_context
 
@@ -14,6 +15,13 @@ from skclip_icm._projection.sums import OpenGroups, Sums
 
 class PartialFitMixin:
     """The part of `ICMTransformer` that keeps the sums over the rows so far."""
+
+    # Of the transformer.
+    pairs: object
+    _kind: str
+    get_params: Callable
+    _check: Callable
+    _set: Callable
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None, *, X_do=None, domains=None):
@@ -96,8 +104,11 @@ class PartialFitMixin:
         so_far, kind = getattr(self, "_sums", None), getattr(self, "_kind", None)
         X, source = self._check(X, y, X_do, domains, reset=so_far is None)
         if so_far is None:
+            by_domain, across = source.domains is not None, source.kind == "domain"
             opened = source.keys and groups is None
-            self._sums = OpenGroups() if opened else Sums(X, groups)
+            self._sums = (
+                OpenGroups(across, by_domain) if opened else Sums(X, groups, by_domain)
+            )
         elif kind != source.kind:
             raise ValueError(
                 f"The pairs so far are {kind!r}, these are {source.kind!r}: give every "
