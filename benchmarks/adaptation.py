@@ -104,8 +104,8 @@ def to_markdown(name, scores, n_images, data, options):
         "",
         f"{n_images:,} images, {len(data.domain_names)} domains, each left out in "
         f"turn; {metric} in percent on its images that were not adapted to, mean over "
-        f"domains and {len(SEEDS)} draws. The last rows are batches of {SKEWED} images of some "
-        "classes only.",
+        f"domains and {len(SEEDS)} draws. The last rows are batches of {SKEWED} images "
+        "of some classes only.",
         "",
         "| images | " + " | ".join(next(iter(scores.values()))) + " |",
         "|---|" + "---:|" * len(next(iter(scores.values()))),
