@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from skclip_icm._images import decoding as images
+from skclip_icm._images import opening
 from skclip_icm._images.decoding import (
     ImageError,
     as_items,
@@ -382,8 +383,8 @@ class TestDecode:
             if name == "PIL.AvifImagePlugin":
                 raise ImportError(name)
 
-        images._openers.cache_clear()
-        monkeypatch.setattr(images.importlib, "import_module", import_module)
+        opening._openers.cache_clear()
+        monkeypatch.setattr(opening.importlib, "import_module", import_module)
         lacking = dict(Image.OPEN)
         lacking.pop("AVIF", None)
         lacking["WEBP"] = (None, lambda prefix: "WEBP support not installed")
@@ -393,7 +394,7 @@ class TestDecode:
             with pytest.raises(ImageError, match="WEBP support not installed"):
                 decode(b"RIFF    WEBPVP8 ")
         finally:
-            images._openers.cache_clear()
+            opening._openers.cache_clear()
 
     def test_pixel_bound_is_checked_before_decoding(self):
         header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)

@@ -1,16 +1,11 @@
 """Anything to an RGB image, or a clear error.
 
-Files are untrusted: only raster formats with a signature are tried (`FORMATS`; no
-PostScript, PDF or vector format, whose readers start other programs), and the
-number of pixels is bounded before any is decoded. Of the images above `LARGE_PIXELS`
-one is decoded at a time, so that a few do not fill the memory. No global state of
-Pillow is changed, and every function may be called from many threads at once.
+Files are untrusted, see `opening`. Of the images above `LARGE_PIXELS` one is decoded
+at a time, so that a few do not fill the memory. No global state of Pillow is changed,
+and every function may be called from many threads at once.
 """
 
-import functools
 import hashlib
-import importlib
-import io
 import os
 import re
 import threading
@@ -30,6 +25,13 @@ from skclip_icm._images.inputs import (
     read_content,
     row_error,
 )
+from skclip_icm._images.opening import (
+    FORMATS,
+    MAX_PIXELS,
+    MAX_RATIO,
+    check_size,
+    open_image,
+)
 
 __all__ = [
     "FORMATS",
@@ -43,32 +45,6 @@ __all__ = [
     "digest",
     "read_content",
 ]
-
-_PLUGINS = {
-    "JPEG": "Jpeg",
-    "PNG": "Png",
-    "WEBP": "WebP",
-    "GIF": "Gif",
-    "BMP": "Bmp",
-    "TIFF": "Tiff",
-    "PPM": "Ppm",
-    "MPO": "Mpo",
-    "JPEG2000": "Jpeg2K",
-    "AVIF": "Avif",
-    "ICO": "Ico",
-}
-
-#: Formats read from files and bytes. TGA is left out on purpose: it has no
-#: signature, so arbitrary bytes can pass for a picture.
-FORMATS = tuple(_PLUGINS)
-
-#: Largest number of pixels decoded: the size at which Pillow itself, as shipped,
-#: speaks of a decompression bomb (0.7 GB, as Pillow takes 4 bytes for an RGB pixel).
-MAX_PIXELS = 178_956_970
-
-#: Largest ratio of the sides. Resizing the shorter side of a strip of pixels to that
-#: of a model would make gigabytes of it.
-MAX_RATIO = 256
 
 #: Number of pixels above which images are decoded one at a time (0.13 GB each).
 LARGE_PIXELS = 2**25
@@ -198,7 +174,7 @@ def decode(content, row=None, name="", target=None, resize=None):
 
 def _decode(content, row, name, target, resize):
     with _opened(content, row, name) as image:
-        _check_size(image.size, row, name)
+        check_size(image.size, row, name)
         if target is not None and image.format in ("JPEG", "MPO"):
             _reduce(image, target)
         with _turn(image.size):
@@ -236,13 +212,13 @@ def _pillow_not_warning():
 def _opened(content, row, name):
     """Give a PIL image that need not be loaded yet."""
     if isinstance(content, bytes):
-        with _open(content, row, name) as image:
+        with open_image(content, row, name) as image:
             yield image
     elif isinstance(content, Image.Image):
         yield content
     else:
         pixels = check_array(content, row)
-        _check_size(pixels.shape[1::-1], row, name)  # Pillow takes no empty ones
+        check_size(pixels.shape[1::-1], row, name)  # Pillow takes no empty ones
         yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
@@ -262,67 +238,6 @@ def _load(image, row, name, shared):
         upright.info = {}
         return upright
     return _to_rgb(upright, row, name)
-
-
-def _open(content, row, name):
-    """Open bytes as the first format that accepts them, without decoding.
-
-    `PIL.Image.open` is not used because it warns, or raises, by its own pixel limit,
-    a global that the user may have changed.
-    """
-    reasons = []
-    for image_format, factory, accept in _openers():
-        accepted = accept is None or accept(content[:16])
-        if isinstance(accepted, str):  # known, but this build of Pillow lacks it
-            reasons.append(accepted)
-        elif accepted:
-            try:
-                return factory(io.BytesIO(content), "")
-            except Exception as exc:  # see decode
-                reasons.append(f"{image_format}: {exc}")
-    found = "; ".join(reasons) or f"it starts with {content[:8]!r}"
-    raise row_error(
-        row,
-        name,
-        f"not an image that can be read ({found})",
-        f"Expected one of {', '.join(FORMATS)}; convert, restore or drop it.",
-    )
-
-
-@functools.cache
-def _openers():
-    for plugin in _PLUGINS.values():
-        try:
-            importlib.import_module(f"PIL.{plugin}ImagePlugin")
-        except ImportError:  # AVIF came with Pillow 11.3
-            continue
-    return [(name, *Image.OPEN[name]) for name in FORMATS if name in Image.OPEN]
-
-
-def _check_size(size, row, name):
-    width, height = size
-    if min(width, height) < 2:
-        raise row_error(
-            row,
-            name,
-            f"a 1-pixel image: {width} x {height} pixels, expected at least 2 x 2",
-            "Drop it.",
-        )
-    if width * height > MAX_PIXELS:
-        raise row_error(
-            row,
-            name,
-            f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded",
-            "Save the image smaller.",
-        )
-    if max(size) > MAX_RATIO * min(size):
-        raise row_error(
-            row,
-            name,
-            f"{width} x {height} pixels, one side may be at most {MAX_RATIO} times as "
-            "long as the other",
-            "Crop the image.",
-        )
 
 
 def _reduce(image, target):
