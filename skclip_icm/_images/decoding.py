@@ -11,7 +11,7 @@ import re
 import threading
 import traceback
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 from PIL import Image
@@ -65,6 +65,7 @@ _BAND_PIXELS = 2**22
 # What Pillow's modules warn of (odd tags, a damaged EXIF block, large images) is either
 # harmless or becomes an error here. The form is that of `warnings.filters`.
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
+_MAX_ATTEMPTS = 10  # how often other threads may bring Pillow's warnings back
 
 
 def digest(content, row=None):
@@ -152,8 +153,14 @@ def decode(content, row=None, name="", target=None, resize=None):
     """
     name = repr(name) if name else describe(content)
     try:
-        with _pillow_not_warning():
-            return _decode(content, row, name, target, resize)
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                with _no_warning_raised():
+                    return _decode(content, row, name, target, resize)
+            except Warning as warning:  # another thread has changed the filters
+                _free_locals(warning)
+                raised = warning
+        raise raised
     except ImageError as error:
         _free_locals(error)
         raise
@@ -193,19 +200,25 @@ def _free_locals(error):
 
 
 @contextmanager
-def _pillow_not_warning():
-    """Ignore warnings of Pillow, in all threads.
+def _no_warning_raised():
+    """Keep a user's ``-W error`` from deciding which images can be read.
 
-    `warnings.catch_warnings` would, in several threads, leave their filters in a
-    mess. Here each caller takes out what it put in, from the list it put it into.
-    Without this, a user's ``-W error`` would decide which images can be read.
+    The filters of all threads are one list, which others may change, copy and replace
+    at any moment. So it is left alone unless it makes errors of warnings, and then
+    gets one entry, which may be gone when it is taken out. `warnings.catch_warnings`
+    in several threads could leave the filters of one to all others.
     """
-    filters: list = warnings.filters  # typed as one that cannot change
+    # From Python 3.14 on, a context may have filters of its own.
+    filters = getattr(warnings, "_get_filters", lambda: warnings.filters)()
+    if all(entry[0] != "error" for entry in filters):
+        yield
+        return
     filters.insert(0, _IGNORE_PILLOW)
     try:
         yield
     finally:
-        filters.remove(_IGNORE_PILLOW)
+        with suppress(ValueError):
+            filters.remove(_IGNORE_PILLOW)
 
 
 @contextmanager
@@ -250,6 +263,8 @@ def _reduce(image, target):
 def _orientation(image):
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
+    except Warning:  # see decode
+        raise
     except Exception:  # a damaged EXIF block does not spoil the picture
         return 1
     return orientation if orientation in _TRANSPOSE else 1

@@ -54,7 +54,9 @@ def open_image(content, row, name):
         elif accepted:
             try:
                 return factory(io.BytesIO(content), "")
-            except Exception as exc:  # see decode
+            except Warning:  # see decode
+                raise
+            except Exception as exc:
                 reasons.append(f"{image_format}: {exc}")
     found = "; ".join(reasons) or f"it starts with {content[:8]!r}"
     raise row_error(
