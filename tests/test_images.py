@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from skclip_icm._images import decoding as images
 from skclip_icm._images import opening
@@ -36,6 +36,10 @@ def encoded(image, image_format, **options):
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def _refuse(*args):
+    raise AssertionError("called")
 
 
 def difference(a, b):
@@ -405,6 +409,54 @@ class TestDecode:
             warnings.simplefilter("error")
             with pytest.raises(ImageError, match="60000 x 60000 pixels, at most"):
                 decode(bytes(content), 0)
+
+    @pytest.mark.parametrize("kind", ["png", "bmp"])
+    @pytest.mark.parametrize("limit", [None, Image.MAX_IMAGE_PIXELS])
+    def test_icon_of_another_size_than_its_directory_says(
+        self, kind, limit, monkeypatch
+    ):
+        """Pillow decodes an icon when it opens it."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        options = {"sizes": [(40, 30)], "bitmap_format": kind}
+        content = bytearray(encoded(picture(), "ICO", **options))
+        start = struct.unpack_from("<I", content, 18)[0]
+        if kind == "png":
+            content[start + 16 : start + 24] = struct.pack(">II", 60_000, 60_000)
+            crc = zlib.crc32(content[start + 12 : start + 29])
+            content[start + 29 : start + 33] = struct.pack(">I", crc)
+        else:  # of twice the height, for the mask
+            content[start + 4 : start + 12] = struct.pack("<ii", 60_000, 120_000)
+        monkeypatch.setattr(ImageFile.ImageFile, "load", _refuse)
+        with pytest.raises(ImageError, match="row 3: .*60000 x 60000 pixels, at most"):
+            decode(bytes(content), 3)
+
+    def test_gif_frame_beyond_its_canvas(self, monkeypatch):
+        """Pillow allocates what a frame will leave behind when it opens a file."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        frames = [Image.new("P", (8, 8), colour) for colour in (0, 1)]
+        options = {"save_all": True, "append_images": frames[1:], "disposal": 2}
+        content = encoded(frames[0], "GIF", **options)
+        frame = struct.pack("<BHHHH", ord(","), 0, 0, 8, 8)
+        assert frame in content
+        huge = struct.pack("<BHHHH", ord(","), 0, 0, 60_000, 60_000)
+        monkeypatch.setattr(Image.core, "fill", _refuse)
+        with pytest.raises(ImageError, match="row 3: .*60000 x 60000 pixels, at most"):
+            decode(content.replace(frame, huge, 1), 3)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1"])
+    @pytest.mark.parametrize("kind", ["png", "bmp"])
+    def test_icon_of_several_pictures_gives_the_largest(self, mode, kind):
+        image = picture((64, 32)).convert(mode)
+        options = {"sizes": [(16, 16), (64, 32), (32, 32)], "bitmap_format": kind}
+        decoded = decode(encoded(image, "ICO", **options))
+        np.testing.assert_array_equal(decoded, image.convert("RGB"))
+
+    def test_palette_with_an_alpha_table_in_an_icon(self):
+        image = Image.new("P", (4, 4), 1)
+        image.putpalette([0, 0, 0, 50, 100, 150])
+        content = encoded(image, "PNG", transparency=bytes([0, 0]))
+        header = struct.pack("<HHH4BHHII", 0, 1, 1, 4, 4, 0, 0, 1, 8, len(content), 22)
+        assert decode(header + content).getpixel((0, 0)) == (255, 255, 255)
 
     def test_pillow_limit_is_ours_not_the_users(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

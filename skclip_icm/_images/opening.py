@@ -9,7 +9,11 @@ import functools
 import importlib
 import io
 
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import DibImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.IcoImagePlugin import IcoFile
+from PIL.PngImagePlugin import PngImageFile
 
 from skclip_icm._images.inputs import row_error
 
@@ -53,7 +57,9 @@ def open_image(content, row, name):
             reasons.append(accepted)
         elif accepted:
             try:
-                return factory(io.BytesIO(content), "")
+                return _OURS.get(image_format, factory)(io.BytesIO(content), "")
+            except _TooLargeError as error:
+                check_size(error.args[0], row, name)
             except Warning:  # see decode
                 raise
             except Exception as exc:
@@ -102,3 +108,65 @@ def check_size(size, row, name):
             "long as the other",
             "Crop the image.",
         )
+
+
+# Formats of which Pillow decodes or allocates an image when it opens it
+
+
+class _TooLargeError(Exception):
+    """An image of the size that is the argument."""
+
+
+class _BoundedGif(GifImageFile):
+    """A GIF whose size is checked before its first frame is allocated."""
+
+    @property
+    def _size(self):
+        return self._bounded_size
+
+    @_size.setter
+    def _size(self, size):  # first that of the canvas, then as the frame extends it
+        if size[0] * size[1] > MAX_PIXELS:
+            raise _TooLargeError(size)
+        self._bounded_size = size
+
+
+def _open_icon(file, filename):
+    """Open the picture of an ICO file that Pillow takes, as the PNG or BMP that it is.
+
+    Its size is said by the picture itself; the file's directory may say another.
+    """
+    offset = IcoFile(file).entry[0].offset
+    file.seek(offset)
+    is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
+    file.seek(offset if is_png else 0)
+    return (PngImageFile if is_png else _IconBitmap)(file, filename)
+
+
+class _IconBitmap(ImageFile.ImageFile):
+    """A bitmap in an ICO file, decoded when it is loaded."""
+
+    format = "ICO"
+
+    def _open(self):
+        self._icon = IcoFile(self.fp)
+        self.fp.seek(self._icon.entry[0].offset)
+        bitmap = DibImageFile(self.fp)
+        self._mode = bitmap.mode
+        # Half of the height is that of a mask.
+        self._size = bitmap.width, bitmap.height // 2
+
+    def load(self):
+        if self._icon is not None:
+            picture = self._icon.frame(0)
+            picture.load()
+            self.im, self._mode, self.palette = (
+                picture.im,
+                picture.mode,
+                picture.palette,
+            )
+            self._icon = None
+        return Image.Image.load(self)
+
+
+_OURS = {"GIF": _BoundedGif, "ICO": _open_icon}
