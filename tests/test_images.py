@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,8 @@ import polars as pl
 import pytest
 from PIL import Image, ImageFile
 
+from skclip_icm import CLIPFeaturizer
+from skclip_icm._encoding.stores import _MemoryStore
 from skclip_icm._images import decoding as images
 from skclip_icm._images import opening
 from skclip_icm._images.decoding import (
@@ -443,6 +447,16 @@ class TestDecode:
         with pytest.raises(ImageError, match="row 3: .*60000 x 60000 pixels, at most"):
             decode(content.replace(frame, huge, 1), 3)
 
+    @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif"}])
+    def test_webp_canvas(self, options, monkeypatch):
+        """All that a file of each kind says of its size is read as libwebp reads it."""
+        monkeypatch.setattr(opening, "MAX_PIXELS", 2000)
+        monkeypatch.setattr(opening, "WebPImageFile", _refuse)
+        with pytest.raises(ImageError, match="50 x 41 pixels, at most 2000"):
+            decode(encoded(picture((50, 41)), "WEBP", **options))
+        with pytest.raises(ImageError, match="called"):
+            decode(encoded(picture((50, 40)), "WEBP", **options))
+
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1"])
     @pytest.mark.parametrize("kind", ["png", "bmp"])
     def test_icon_of_several_pictures_gives_the_largest(self, mode, kind):
@@ -489,6 +503,51 @@ class TestDecode:
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(lambda c: decode(c).tobytes(), work))
         assert len(set(results[::2])) == 1 and len(set(results[1::2])) == 1
+
+
+LITTLE_MEMORY = """
+import os, resource, sys
+from skclip_icm._images.decoding import ImageError, decode, read_content
+import numpy as np
+
+paths = sys.argv[1:]
+small, contents = read_content(paths[0]), [read_content(path) for path in paths[1:]]
+decode(small)  # so that all libraries are loaded
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+for more in (5, 30, 60, 200):  # MiB
+    resource.setrlimit(resource.RLIMIT_AS, (used + more * 2**20, -1))
+    for path, content in zip(paths[1:], contents):
+        try:
+            decode(content, 3, path)
+        except MemoryError as error:
+            assert str(error).startswith(f"row 3: {path!r}: there is not enough")
+            print(more, path, "MemoryError")
+        else:
+            print(more, path, "decoded")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_good_image_is_not_called_damaged_where_memory_is_short(tmp_path):
+    """What the libraries say of it is mostly that the file is broken."""
+    picture().save(tmp_path / "small.webp")
+    paths = [tmp_path / "small.webp"]
+    options = {"jpg": {"progressive": True}, "tif": {"compression": "tiff_lzw"}}
+    suffixes = ["jpg", "png", "webp", "gif", "bmp", "tif", "jp2", "ppm"]
+    for suffix in suffixes + ["avif"] * (".avif" in Image.registered_extensions()):
+        paths.append(tmp_path / f"large.{suffix}")
+        picture((3000, 3000)).save(paths[-1], **options.get(suffix, {}))
+    run = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, *map(str, paths)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    outcomes = run.stdout.split()
+    assert outcomes.count("decoded") >= 8  # with 200 MiB
+    assert outcomes.count("MemoryError") >= 16  # with 5 and 30
 
 
 class TestReducedDecoding:
@@ -553,6 +612,28 @@ class TestDigest:
         with pytest.raises(ImageError) as caught:
             digest(lazy, 3)
         assert caught.value.row == 3
+
+
+def test_memory_that_only_the_file_claims_to_need():
+    """Pillow calls a strip of 2 GB a lack of memory (-9), whatever there is."""
+    content = encoded(picture(), "TIFF", compression="tiff_lzw")
+    rows = struct.pack("<HHII", 278, 3, 1, 30)
+    assert rows in content
+    content = content.replace(rows, struct.pack("<HHII", 278, 4, 1, 2**31))
+    with pytest.raises(ImageError, match="row 2: .*-9"):
+        decode(content, 2)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "nan"])
+def test_memory_that_is_short_is_no_broken_image(on_error, monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    content = encoded(picture(), "PNG")
+    featurizer = CLIPFeaturizer("demo", on_error=on_error, cache=_MemoryStore())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(MemoryError, match="row 0: .* not enough memory"):
+        featurizer.transform([content])
 
 
 def test_error_crosses_processes():

@@ -22,6 +22,7 @@ from skclip_icm._images.inputs import (
     as_items,
     check_array,
     describe,
+    memory_error,
     read_content,
     row_error,
 )
@@ -29,6 +30,7 @@ from skclip_icm._images.opening import (
     FORMATS,
     MAX_PIXELS,
     MAX_RATIO,
+    check_memory,
     check_size,
     open_image,
 )
@@ -144,6 +146,8 @@ def decode(content, row=None, name="", target=None, resize=None):
     ImageError
         If it cannot be decoded, has a side below 2 pixels, more than `MAX_PIXELS` or
         a side more than `MAX_RATIO` times as long as the other.
+    MemoryError
+        If memory does not suffice: the image may be whole.
 
     Examples
     --------
@@ -165,9 +169,12 @@ def decode(content, row=None, name="", target=None, resize=None):
         _free_locals(error)
         raise
     # A damaged file can raise almost anything from within Pillow's plugins:
-    # OSError, SyntaxError, struct.error, zlib.error, KeyError, MemoryError, ...
+    # OSError, SyntaxError, struct.error, zlib.error, KeyError, ...
     except Exception as exc:
         _free_locals(exc)
+        # Sizes are bounded, so it is not for what a file claims that this is raised.
+        if isinstance(exc, MemoryError):
+            raise memory_error(row, name) from exc
         raise row_error(
             row,
             name,
@@ -185,7 +192,11 @@ def _decode(content, row, name, target, resize):
         if target is not None and image.format in ("JPEG", "MPO"):
             _reduce(image, target)
         with _turn(image.size):
-            decoded = _load(image, row, name, shared=image is content)
+            try:
+                decoded = _load(image, row, name, shared=image is content)
+            except (OSError, RuntimeError):
+                check_memory(image.size, image.format)
+                raise
             return decoded if resize is None else resize(decoded)
 
 
@@ -263,7 +274,7 @@ def _reduce(image, target):
 def _orientation(image):
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Warning:  # see decode
+    except (MemoryError, Warning):  # see decode
         raise
     except Exception:  # a damaged EXIF block does not spoil the picture
         return 1

@@ -9,11 +9,13 @@ import functools
 import importlib
 import io
 
+import numpy as np
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import DibImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.IcoImagePlugin import IcoFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from skclip_icm._images.inputs import row_error
 
@@ -43,6 +45,9 @@ MAX_PIXELS = 178_956_970
 #: of a model would make gigabytes of it.
 MAX_RATIO = 256
 
+# Memory that decoding was measured to take, where it is more than 8 bytes.
+_BYTES_PER_PIXEL = {"AVIF": 12, "WEBP": 16, "JPEG2000": 20}
+
 
 def open_image(content, row, name):
     """Open bytes as the first format that accepts them, without decoding.
@@ -60,7 +65,7 @@ def open_image(content, row, name):
                 return _OURS.get(image_format, factory)(io.BytesIO(content), "")
             except _TooLargeError as error:
                 check_size(error.args[0], row, name)
-            except Warning:  # see decode
+            except (MemoryError, Warning):  # see decode
                 raise
             except Exception as exc:
                 reasons.append(f"{image_format}: {exc}")
@@ -108,6 +113,15 @@ def check_size(size, row, name):
             "long as the other",
             "Crop the image.",
         )
+
+
+def check_memory(size, image_format):
+    """Raise MemoryError if there is no room for decoding an image of that size.
+
+    To be called when that has failed: the libraries that decode mostly say of a lack
+    of memory that the file is broken.
+    """
+    np.empty((*size, _BYTES_PER_PIXEL.get(image_format, 8)), np.uint8)
 
 
 # Formats of which Pillow decodes or allocates an image when it opens it
@@ -169,4 +183,29 @@ class _IconBitmap(ImageFile.ImageFile):
         return Image.Image.load(self)
 
 
-_OURS = {"GIF": _BoundedGif, "ICO": _open_icon}
+def _open_webp(file, filename):
+    """Open a WebP file, for whose canvas libwebp allocates memory at once."""
+    head = file.read(30)
+    file.seek(0)
+    kind, data = head[12:16], head[20:]
+    if kind == b"VP8X":
+        size = _number(data[4:7]) + 1, _number(data[7:10]) + 1
+    elif kind == b"VP8L":
+        bits = _number(data[1:5])
+        size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        size = _number(data[6:8]) & 0x3FFF, _number(data[8:10]) & 0x3FFF
+    if size[0] * size[1] > MAX_PIXELS:
+        raise _TooLargeError(size)
+    try:
+        return WebPImageFile(file, filename)
+    except OSError:
+        check_memory(size, "WEBP")
+        raise
+
+
+def _number(data):
+    return int.from_bytes(data, "little")
+
+
+_OURS = {"GIF": _BoundedGif, "ICO": _open_icon, "WEBP": _open_webp}
