@@ -67,7 +67,7 @@ _BAND_PIXELS = 2**22
 # What Pillow's modules warn of (odd tags, a damaged EXIF block, large images) is either
 # harmless or becomes an error here. The form is that of `warnings.filters`.
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
-_MAX_ATTEMPTS = 10  # how often other threads may bring Pillow's warnings back
+_MAX_ATTEMPTS = 100  # how often other threads may bring Pillow's warnings back
 
 
 def digest(content, row=None):
