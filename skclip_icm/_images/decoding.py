@@ -6,9 +6,7 @@ and every function may be called from many threads at once.
 """
 
 import hashlib
-import os
 import re
-import threading
 import traceback
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
@@ -34,6 +32,7 @@ from skclip_icm._images.opening import (
     check_size,
     open_image,
 )
+from skclip_icm._locks import Lock
 
 __all__ = [
     "FORMATS",
@@ -68,6 +67,10 @@ _BAND_PIXELS = 2**22
 # harmless or becomes an error here. The form is that of `warnings.filters`.
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 _MAX_ATTEMPTS = 100  # how often other threads may bring Pillow's warnings back
+
+_LARGE = Lock()
+# Loading a PIL image changes it, and it may stand in several rows.
+_LOADING = tuple(Lock() for _ in range(64))
 
 
 def digest(content, row=None):
@@ -247,12 +250,12 @@ def _opened(content, row, name):
 
 
 def _turn(size):
-    return _locks.large if size[0] * size[1] > LARGE_PIXELS else nullcontext()
+    return _LARGE if size[0] * size[1] > LARGE_PIXELS else nullcontext()
 
 
 def _load(image, row, name, shared):
     if shared:
-        with _locks.load[id(image) // 64 % len(_locks.load)]:
+        with _LOADING[id(image) // 64 % len(_LOADING)]:
             image.load()
             return _to_rgb(_upright(image), row, name)
     image.load()
@@ -325,17 +328,3 @@ def _to_8_bit(image, row, name):
             "Convert the image to 8 or 16 bits.",
         )
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-class _Locks:
-    """Locks of this process; one that a thread holds at a fork stays locked there."""
-
-    def __init__(self):
-        self.large = threading.Lock()
-        # Loading a PIL image changes it, and it may stand in several rows.
-        self.load = tuple(threading.Lock() for _ in range(64))
-
-
-_locks = _Locks()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_locks.__init__)

@@ -5,14 +5,15 @@ import functools
 import inspect
 import random
 import sys
-import threading
 from collections import OrderedDict
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
 import numpy as np
 
+from skclip_icm._locks import Lock
+
 # Calls that draw from the global generators take turns with them.
-_GLOBAL_GENERATORS = threading.RLock()
+_GLOBAL_GENERATORS = Lock()
 
 # Packages whose code changes only with their version; so does the standard library.
 _VERSIONED = ("PIL", "cv2", "numpy", "scipy", "skimage", "torch", "torchvision")
