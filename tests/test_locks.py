@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skclip_icm._encoding.stores import EmbeddingCache, open_cache
+from skclip_icm import CLIPFeaturizer
+from skclip_icm._encoding import encoder as encoders
+from skclip_icm._encoding.stores import EmbeddingCache, _MemoryStore, open_cache
 from skclip_icm._images import decoding
 from skclip_icm._locks import Lock
 from skclip_icm.interventions import intervene
@@ -67,6 +69,21 @@ def check_fork_in_the_middle(pause, work):
         thread.join()
 
 
+def test_loading_a_model(monkeypatch):
+    pause, create = Pause(), encoders.create_model
+    encoders.load_encoder("demo", None)  # imports what it needs
+    monkeypatch.setattr(
+        encoders, "create_model", lambda source: (pause(), create(source))[1]
+    )
+    encoders.unload_encoders()
+
+    def load():
+        encoder = encoders.load_encoder("demo", None)
+        assert np.isfinite(encoder.encode_text(["a cat"])).all()
+
+    check_fork_in_the_middle(pause, load)
+
+
 def test_running_a_callable():
     pause = Pause()
     image = Image.new("RGB", (8, 8))
@@ -101,6 +118,15 @@ def test_computing_counterparts():
 
     lazy = LazyCounterparts(compute, (4, 1, 3))
     check_fork_in_the_middle(pause, lambda: lazy[np.arange(4)])
+
+
+def test_embedding(monkeypatch, photographs):
+    import torch
+
+    pause, threads = Pause(), torch.get_num_threads
+    monkeypatch.setattr(torch, "get_num_threads", lambda: (pause(), threads())[1])
+    featurizer = CLIPFeaturizer("demo", cache=_MemoryStore()).fit(photographs)
+    check_fork_in_the_middle(pause, lambda: featurizer.transform(photographs))
 
 
 @pytest.mark.parametrize("kind", ["directory", "memory"])

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +14,7 @@ from skclip_icm._encoding.weights import (
     create_tokenizer,
     find_source,
 )
+from skclip_icm._locks import Lock
 
 __all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_encoders"]
 
@@ -24,7 +24,7 @@ _MAX_TEXTS = 256
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _encoders = {}
-_lock = threading.RLock()
+_lock = Lock()
 _PROCESS = os.getpid()
 
 
