@@ -10,7 +10,6 @@ import atexit
 import os
 import re
 import sqlite3
-import threading
 import time
 import warnings
 import weakref
@@ -18,6 +17,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+
+from skclip_icm._locks import Lock
 
 _FORMAT = "embeddings-v2"  # Name of the subdirectory; count up when the layout changes.
 _DATABASE_NAME = re.compile(r"rows-(\d+)\.sqlite")
@@ -41,8 +42,9 @@ _SCHEMA = (
 _CONNECT = {"timeout": 10, "isolation_level": None, "check_same_thread": False}
 _PAUSE_SECONDS = 60  # How long not to write after writing failed.
 
-# One lock for all stores of this process, held while it forks.
-LOCK = threading.RLock()
+# One lock for all stores of this process, held while it forks. Whoever holds it waits
+# for the disk alone, so the fork is not kept waiting for long.
+LOCK = Lock()
 
 
 class EmbeddingCache:
@@ -385,8 +387,12 @@ def _inode(path):
 
 def _before_fork():
     # A child must not use its parent's connections; both sides open new ones.
-    LOCK.acquire()
+    LOCK.__enter__()
     _close_all()
+
+
+def _after_fork():
+    LOCK.__exit__(None, None, None)
 
 
 def _close_all():
@@ -401,6 +407,6 @@ atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork,
-        after_in_parent=LOCK.release,
-        after_in_child=LOCK.release,
+        after_in_parent=_after_fork,
+        after_in_child=_after_fork,
     )

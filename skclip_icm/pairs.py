@@ -1,10 +1,9 @@
 """Embeddings that carry the embeddings of their intervened counterparts."""
 
-import threading
-
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from skclip_icm._locks import Lock
 from skclip_icm._projection.differences import as_floats, check_counterparts
 
 _USE_ASARRAY = (
@@ -254,7 +253,7 @@ class LazyCounterparts:
     def __init__(self, compute, shape):
         self.shape = shape
         self._compute = compute
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._values = np.empty(shape, dtype=np.float32)
         self._missing = np.ones(shape[0], dtype=bool)
 

