@@ -97,10 +97,12 @@ def files(tmp_path_factory):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No network and empty caches, whatever the machine has."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Early versions of the client have a copy of the name.
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
