@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -96,10 +97,12 @@ def files(tmp_path_factory):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No network and empty caches, whatever the machine has."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Early versions of the client have a copy of the name.
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
@@ -567,7 +570,11 @@ def cached(offline, files, tmp_path, monkeypatch):
         asked.append(args)
         raise OSError("no network")
 
-    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", refuse)
+    def is_reachable(url):
+        asked.append(url)
+        return False
+
+    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", is_reachable)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     unload_encoders()
@@ -598,9 +605,34 @@ def test_the_network_is_asked_for_what_is_missing(name, given, missing, cached):
         load_encoder(name, given, device="cpu")
         assert asked == []
     else:
-        with pytest.raises(WeightsNotFoundError, match="no network"):
+        with pytest.raises(WeightsNotFoundError, match="cannot be reached"):
             load_encoder(name, given, device="cpu")
         assert len(asked) == 1
+
+
+def test_a_tokenizer_is_looked_for_on_disk_first(cached, monkeypatch):
+    from huggingface_hub import constants
+
+    encoder, states = load_encoder("tiny", "hub", device="cpu"), []
+
+    def get_tokenizer(name, is_missing):
+        states.append(constants.HF_HUB_OFFLINE)
+        if constants.HF_HUB_OFFLINE and is_missing:
+            raise OSError("not in the cache")
+        return open_clip.SimpleTokenizer(context_length=12)
+
+    for is_missing, expected in ((False, [True]), (True, [True, False])):
+        monkeypatch.setattr(
+            open_clip, "get_tokenizer", partial(get_tokenizer, is_missing=is_missing)
+        )
+        monkeypatch.setattr(
+            "skclip_icm._encoding.weights._is_reachable", lambda url: True
+        )
+        encoder._tokenize = None
+        states.clear()
+        assert encoder.encode_text(["a cat"]).shape == (1, 16)
+        assert states == expected
+        assert not constants.HF_HUB_OFFLINE
 
 
 def test_what_is_missing_is_downloaded(cached, files, monkeypatch):
@@ -612,14 +644,12 @@ def test_what_is_missing_is_downloaded(cached, files, monkeypatch):
 
     def download(entry):
         states.append(constants.HF_HUB_OFFLINE)
-        if states[-1]:
-            raise FileNotFoundError("not in the cache")
         return files["tiny"]
 
     monkeypatch.setattr(factory, "download_pretrained", download)
     monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: True)
     assert load_encoder("tiny", "hub", device="cpu").n_features == 16
-    assert states == [True, False]
+    assert states == [False]
 
 
 def test_hub_client_is_left_as_it_was(offline):

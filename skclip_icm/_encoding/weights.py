@@ -12,6 +12,9 @@ from typing import NamedTuple
 DEMO = "demo"
 
 _HUB_TIMEOUT = 10.0  # seconds
+# Files of a model's repository, as open_clip names them; the first weights are taken.
+_HUB_CONFIG = "open_clip_config.json"
+_HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # What open_clip knows of how to bring an image to the size of the model.
 _CHOICES = {
     "interpolation": ("bicubic", "bilinear"),
@@ -93,10 +96,14 @@ def _create_open_clip_model(source):
                 force_preprocess_cfg=_preprocessing(source),
             )
 
+    in_hub = "hf_model_name" in config["text_cfg"]
     try:
-        in_hub = "hf_model_name" in config["text_cfg"]
         model = _from_cache_first(load) if in_hub else load()
-    except (ImportError, MemoryError, OSError):
+    except OSError as error:
+        if in_hub:
+            raise _not_found(source, "text tower", error) from error
+        raise
+    except (ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a parser says of a foreign file
         raise ValueError(
@@ -162,7 +169,7 @@ def _check_preprocessing(given):
 def _find_local_dir(model_name):
     folder = Path(model_name.removeprefix("local-dir:")).expanduser().resolve()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    has_config = folder / "open_clip_config.json" in files
+    has_config = folder / _HUB_CONFIG in files
     if not has_config or not any(f.suffix in _WEIGHT_SUFFIXES[:3] for f in files):
         raise WeightsNotFoundError(
             f"model_name={model_name!r}: {folder} should be a folder with "
@@ -279,22 +286,43 @@ def _locate(source):
     try:
         if source.name.startswith("hf-hub:"):
             repository = source.name.removeprefix("hf-hub:")
-
-            def download():
-                for file in ("open_clip_config.json", None):
-                    path = factory.download_pretrained_from_hf(repository, file)
-                return path
-
-            return f"local-dir:{Path(_from_cache_first(download)).parent}", None
-        entry = factory.get_pretrained_cfg(source.name, source.pretrained)
-
-        def download():
-            return str(factory.download_pretrained(entry))
-
-        in_hub = entry.get("hf_hub")
-        return source.name, _from_cache_first(download) if in_hub else download()
+            path = _find_in_cache(repository, _HUB_CONFIG) and _find_in_cache(
+                repository, *_HUB_WEIGHTS
+            )
+            if not path:
+                _check_network()
+                factory.download_pretrained_from_hf(repository, _HUB_CONFIG)
+                path = factory.download_pretrained_from_hf(repository)
+            return f"local-dir:{Path(path).parent}", None
+        entry, path = factory.get_pretrained_cfg(source.name, source.pretrained), None
+        if entry.get("hf_hub"):
+            repository, name = os.path.split(entry["hf_hub"])
+            names = (f"{Path(name).stem}.safetensors", name) if name else _HUB_WEIGHTS
+            path = _find_in_cache(repository, *names)
+            if not path:
+                _check_network()
+        return source.name, path or str(factory.download_pretrained(entry))
     except (OSError, RuntimeError) as error:
         raise _not_found(source, "weights", error) from error
+
+
+def _find_in_cache(repository, *names):
+    """Return the path of the first of these files that the hub's client has kept."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for name in names:
+        path = try_to_load_from_cache(repository, name, constants.HF_HUB_CACHE)
+        if isinstance(path, str):  # else None, or an object for "not in the hub"
+            return path
+    return None
+
+
+def _check_network():
+    """Raise OSError at once where the hub's client would try for up to minutes."""
+    from huggingface_hub import constants
+
+    if not (constants.HF_HUB_OFFLINE or _is_reachable(constants.ENDPOINT)):
+        raise OSError(f"{constants.ENDPOINT} cannot be reached")
 
 
 def _not_found(source, what, error):
@@ -315,23 +343,30 @@ def _not_found(source, what, error):
 
 
 def _from_cache_first(find):
-    """Call what may need files of the Hugging Face hub; online only if it has to be.
+    """Call what reads files of the Hugging Face hub by itself; online if it has to be.
 
-    The hub's client asks for news of every file that it has, and without a network it
-    repeats each request for up to minutes. One request here tells whether there is one.
+    The hub's client would else ask for news of every file that it has.
     """
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:
-        constants.HF_HUB_OFFLINE = True
+        _set_offline(True)
         try:
             return find()
         except (OSError, RuntimeError):
-            if not _is_reachable(constants.ENDPOINT):
-                raise
+            pass  # something is missing
         finally:
-            constants.HF_HUB_OFFLINE = False
+            _set_offline(False)
+        _check_network()
     return find()
+
+
+def _set_offline(value):
+    from huggingface_hub import constants, utils
+
+    constants.HF_HUB_OFFLINE = value
+    if hasattr(utils, "reset_sessions"):  # before 1.0, sessions remembered the setting
+        utils.reset_sessions()
 
 
 def _is_reachable(url):
