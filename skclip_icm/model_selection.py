@@ -202,7 +202,7 @@ def _ready_grid(estimator):
     icm, (last, classifier) = names[0], steps[-1]
     has_c = "C" in classifier.get_params() if hasattr(classifier, "get_params") else 0
     of_classifier = {f"{last}__C": CS} if has_c else {}
-    kinds = [
+    kinds: list[dict] = [
         {icm: ["passthrough"]},
         {f"{icm}__method": ["projection"], f"{icm}__lam": LAMS},
         {f"{icm}__method": ["whitening"], f"{icm}__shrinkage": SHRINKAGES},
