@@ -60,11 +60,14 @@ class CLIPFeaturizer(
         Where the model runs, such as "cpu" or "cuda:1". "auto" is the first of cuda,
         mps and cpu that is there when the model is used.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Precision of the model. "auto" is bfloat16 where the processor computes it
-        natively and the model gains by it, else float32. Embeddings are float32.
+        Precision of the model. "auto" is bfloat16 for transformers where the processor
+        computes it natively, else float32. Embeddings are float32.
+    backend : {"auto", "torch", "openvino"}, default="auto"
+        What computes images' embeddings. "auto" is OpenVINO (extra ``openvino``) on a
+        CPU, if installed and able to convert the model, else torch.
     compile : bool, default=False
-        Whether `torch.compile` rewrites the image tower: minutes in each process, and a
-        C++ compiler is needed. Embeddings differ by rounding only.
+        Whether `torch.compile` rewrites the image tower, which takes minutes and a C++
+        compiler. Embeddings differ by rounding only. Only with torch.
     jpeg_decoding : {"exact", "reduced"}, default="exact"
         "reduced" decodes large JPEG files at 1/2, 1/4 or 1/8 of their size, never
         below twice what the model sees: sooner, and a little different.
@@ -128,6 +131,7 @@ class CLIPFeaturizer(
         ],
         "device": [str],
         "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+        "backend": [StrOptions({"auto", "torch", "openvino"})],
         "compile": ["boolean"],
         "jpeg_decoding": [StrOptions({"exact", "reduced"})],
         "normalize": ["boolean"],
@@ -148,6 +152,7 @@ class CLIPFeaturizer(
         batch_size="auto",
         device="auto",
         dtype="auto",
+        backend="auto",
         compile=False,
         jpeg_decoding="exact",
         normalize=True,
@@ -164,6 +169,7 @@ class CLIPFeaturizer(
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.backend = backend
         self.compile = compile
         self.jpeg_decoding = jpeg_decoding
         self.normalize = normalize
@@ -188,11 +194,6 @@ class CLIPFeaturizer(
         -------
         self : CLIPFeaturizer
             The featurizer itself.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `X` is no sequence of images, or a parameter is wrong.
         """
         with tell_callbacks(self, X):
             self._check_images(X)
@@ -381,7 +382,8 @@ class CLIPFeaturizer(
         return self._normalized(embeddings), failed, contents
 
     def _encoder(self):
-        options = {"device": self.device, "dtype": self.dtype, "compile": self.compile}
+        names = "device", "dtype", "backend", "compile"
+        options = {name: getattr(self, name) for name in names}
         return load_encoder(self.model_name, self.pretrained, **options)
 
     def _normalized(self, embeddings):

@@ -4,11 +4,22 @@ import hashlib
 import json
 import os
 import threading
+import warnings
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from skclip_icm._encoding import openvino_tower
 from skclip_icm._encoding.folding import fold_batch_norm
+from skclip_icm._encoding.options import (
+    check_backend,
+    check_dtype,
+    find_device,
+    has_native_bfloat16,
+    suits_openvino,
+)
+from skclip_icm._encoding.torch_tower import TorchTower, on_raw_pixels
 from skclip_icm._encoding.weights import (
     WeightsNotFoundError,
     create_model,
@@ -16,20 +27,30 @@ from skclip_icm._encoding.weights import (
     find_source,
 )
 
-__all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_encoders"]
+__all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_models"]
 
 # Part of every fingerprint: raised when a change here moves the embeddings.
-_NUMERICS_VERSION = 1
+_NUMERICS_VERSION = 2
 _MAX_TEXTS = 256
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_MAX_MODELS = 4
 
-_encoders = {}
+_encoders = OrderedDict()
 _lock = threading.RLock()
 _PROCESS = os.getpid()
 
 
-def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile=False):
+def load_encoder(
+    model_name,
+    pretrained,
+    *,
+    device="auto",
+    dtype="auto",
+    compile=False,
+    backend="auto",
+):
     """Load a model, or return it if this process has it already.
+
+    The models that were used last are kept, up to four.
 
     Parameters
     ----------
@@ -45,21 +66,28 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
         natively and the image tower is a transformer, else float32.
     compile : bool, default=False
         Whether `torch.compile` rewrites the image tower.
+    backend : {"auto", "torch", "openvino"}, default="auto"
+        What computes the image tower. "auto" is OpenVINO on a CPU, if it is installed,
+        can convert the model, and `compile` is not set; else torch.
 
     Returns
     -------
     encoder : Encoder
-        One object per process for the same weights, device, dtype and `compile`.
+        One object per process for the same weights, device, dtype, `compile` and
+        backend, as long as it is kept.
 
     Raises
     ------
     ValueError
-        If a name, tag, device or dtype is unknown or not available here, or if the
-        weights do not fit the model.
+        If a name, tag, device, dtype or backend is unknown, not available here or not
+        to be had together, or if the weights do not fit the model.
     WeightsNotFoundError
         If the weights cannot be had. They are never replaced by random ones.
+    ImportError
+        If `backend` is "openvino" and the extra of that name is not installed.
     RuntimeError
-        If `compile` is set and torch cannot compile here.
+        If `compile` is set and torch cannot compile here, or if `backend` is
+        "openvino" and it cannot convert the model.
 
     Examples
     --------
@@ -69,13 +97,14 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
     (2, 1280)
     """
     source = find_source(model_name, pretrained)
-    device = _find_device(device)
-    _check_dtype(dtype, device)
-    wanted = source, device, dtype, bool(compile)
+    device = find_device(device)
+    check_dtype(dtype, device)
+    check_backend(backend, device, compile)
+    wanted = source, device, dtype, bool(compile), backend
     with _lock:
         if wanted not in _encoders:
             encoder = _in_usable_thread(Encoder, *wanted)
-            # The same weights may have been reached by another name or dtype="auto".
+            # The same model may have been reached by another name or by "auto".
             _encoders[wanted] = next(
                 (
                     other
@@ -85,16 +114,22 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
                 ),
                 encoder,
             )
+        _encoders.move_to_end(wanted)
+        while len(set(map(id, _encoders.values()))) > _MAX_MODELS:
+            _encoders.popitem(last=False)
         return _encoders[wanted]
 
 
-def unload_encoders():
-    """Forget the models of this process, to free their memory.
+def unload_models():
+    """Free the memory of the models that this process keeps.
+
+    The four that were used last are kept. One that is needed again is loaded again.
+    Calls that are running finish with the model that they have.
 
     Examples
     --------
-    >>> from skclip_icm._encoding.encoder import unload_encoders
-    >>> unload_encoders()
+    >>> from skclip_icm import unload_models
+    >>> unload_models()
     """
     with _lock:
         _encoders.clear()
@@ -111,16 +146,17 @@ class Encoder:
         Height and width of the model's input, in pixels.
     fingerprint : str
         SHA-256 in hex of all that decides the embeddings but the device: every byte
-        of the weights, architecture, activation, preprocessing and dtype. Compiling
-        changes no more than rounding, as the batch size does, so it is left out.
+        of the weights, architecture, activation, preprocessing, dtype and backend.
+        Compiling changes no more than rounding, as the batch size does, so it is left
+        out.
     device : torch.device
         Where the model is.
     dtype : str
         What it computes in.
+    backend : {"torch", "openvino"}
+        What computes the image tower. Texts are always torch's.
     batch_size : int
         Images per forward pass that suit the device.
-    max_batch_size : int or None
-        A bound found by running out of the device's memory; None as long as none was.
     compile : bool
         Whether the image tower is compiled.
     recipe : dict
@@ -131,18 +167,18 @@ class Encoder:
         What is added to them, for models trained with a sigmoid loss.
     """
 
-    def __init__(self, source, device, dtype, compile=False):
+    def __init__(self, source, device, dtype, compile=False, backend="torch"):
         import torch
         from open_clip.transform import PreprocessCfg, image_transform_v2
-
-        from skclip_icm._encoding.class_token import drop_unused_tokens
 
         self._source = source
         self._tokenize = None
         model, identity = create_model(source)
         is_convolutional = _count(model.visual, torch.nn.Conv2d) > 1
         if dtype == "auto":
-            native = _has_native_bfloat16(device) and not is_convolutional
+            # Of a convolutional tower's embeddings, too little is left in bfloat16: on
+            # photographs, the demo encoder's have a cosine of 0.991.
+            native = has_native_bfloat16(device) and not is_convolutional
             dtype = "bfloat16" if native else "float32"
         self.device, self.dtype, self.compile = device, dtype, compile
         # On a CPU, activations that outgrow the C library's threshold for mapped
@@ -152,7 +188,6 @@ class Encoder:
         # itself; few images should still make batches for all processors.
         on_cpu = 8 if is_convolutional else 16
         self.batch_size = on_cpu if device.type == "cpu" else 256
-        self.max_batch_size = None
 
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
         if isinstance(preprocess.size, list):  # height and width, from JSON
@@ -161,30 +196,36 @@ class Encoder:
         # What is left out converts to RGB, to a tensor, and normalises it.
         self._geometry = transform.transforms[:-3]
         self.image_size = tuple(preprocess.input_size[1:])
-        self._mean, self._std = (
-            torch.tensor(value, device=device).view(3, 1, 1)
-            for value in (preprocess.mean, preprocess.std)
-        )
-        settings = [_NUMERICS_VERSION, identity, vars(preprocess), dtype]
-        self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
 
-        example = torch.zeros(1, 3, *self.image_size)
-        if _count(model.visual, torch.nn.BatchNorm2d):
-            fold_batch_norm(model.visual, example)
-        drop_unused_tokens(model.visual, example)
-        self._layout = (
-            torch.channels_last if is_convolutional else torch.contiguous_format
-        )
-        self._model = model.to(device, getattr(torch, dtype))
-        self._model.visual.to(memory_format=self._layout)
+        settings = [_NUMERICS_VERSION, identity, vars(preprocess)]
+        self._model = model
+        self.backend, self._tower = "openvino", None
+        if backend == "openvino" or (
+            backend == "auto" and suits_openvino(device, compile)
+        ):
+            self._tower = self._convert(preprocess, settings, backend)
+        if self._tower is None:
+            self.backend = "torch"
+            example = torch.zeros(1, 3, *self.image_size)
+            if _count(model.visual, torch.nn.BatchNorm2d):
+                fold_batch_norm(model.visual, example)
+        by = openvino_tower.numerics() if self.backend == "openvino" else []
+        self.fingerprint = _digest([*settings, dtype, *by])
+
+        model.to(device, getattr(torch, dtype))
+        if self.backend == "torch":
+            layout = (
+                torch.channels_last if is_convolutional else torch.contiguous_format
+            )
+            model.visual.to(memory_format=layout)
+            self._tower = TorchTower(model, preprocess, device, dtype, layout)
         blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
         self.n_features = self.encode_images(blank).shape[1]
         if compile:
-            self._compile(blank)
+            self._tower.compile(source.name, blank)
 
     @property
     def recipe(self):
@@ -195,6 +236,7 @@ class Encoder:
             "device": str(self.device),
             "dtype": self.dtype,
             "compile": self.compile,
+            "backend": self.backend,
         }
 
     def resize(self, image):
@@ -241,12 +283,7 @@ class Encoder:
                 f"expected (b, {', '.join(map(str, expected))}) and torch.uint8. Use "
                 "Encoder.resize on every image first."
             )
-        with torch.inference_mode():
-            # open_clip's arithmetic, in float32 whatever the model computes in.
-            batch = pixels.to(self.device, non_blocking=True).to(torch.float32)
-            batch = batch.div_(255).sub_(self._mean).div_(self._std)
-            batch = batch.to(getattr(torch, self.dtype), memory_format=self._layout)
-            return _to_numpy(self._model.encode_image(batch, normalize=False))
+        return self._tower.encode(pixels)
 
     def encode_text(self, texts):
         """Embed texts.
@@ -289,20 +326,28 @@ class Encoder:
                 parts.append(_to_numpy(features))
         return np.concatenate(parts)
 
-    def _compile(self, blank):
+    def _convert(self, preprocess, settings, backend):
+        """Return the converted tower; None where "auto" has to stay with torch."""
         import torch
-        from torch._dynamo.exc import TorchDynamoException
 
-        # One program for all batch sizes: the last batch is smaller than the others.
-        visual = torch.compile(self._model.visual, dynamic=True)
-        self._model.visual = visual
+        tower = on_raw_pixels(self._model, preprocess)
+        key = _digest([*settings, *openvino_tower.numerics()])
         try:
-            self.encode_images(blank.expand(2, -1, -1, -1))
-        except (TorchDynamoException, ImportError, OSError) as error:
-            raise RuntimeError(
-                f"compile=True: torch cannot compile {self._source.name} here: {error}"
-                "\nInstall a C++ compiler (and Triton for a GPU), or set compile=False."
-            ) from error
+            converted = openvino_tower.OpenVINOTower(
+                tower, self.image_size, key, self.dtype
+            )
+        except openvino_tower.ConversionError as error:
+            problem = f"OpenVINO cannot convert {self._source.name}: {error}"
+            if backend == "openvino":
+                raise RuntimeError(f"{problem}\nSet backend='torch'.") from error
+            warnings.warn(
+                f"{problem}\nThe model runs in torch, which is slower; "
+                "backend='torch' avoids this warning.",
+                stacklevel=2,
+            )
+            return None
+        self._model.visual = torch.nn.Identity()  # its weights are not needed twice
+        return converted
 
 
 def _in_usable_thread(function, *args):
@@ -318,48 +363,6 @@ def _in_usable_thread(function, *args):
         return pool.submit(function, *args).result()
 
 
-def _find_device(device):
-    import torch
-
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    available[:0] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if device == "auto":
-        return torch.device(available[0])
-    name = "cuda:0" if str(device) == "cuda" else str(device).removesuffix(":0")
-    name = f"{name}:0" if name == "cuda" else name
-    if name not in available:
-        raise ValueError(
-            f"device={str(device)!r} is not available here, expected 'auto' or one of "
-            f"{available}."
-        )
-    return torch.device(name)
-
-
-def _check_dtype(dtype, device):
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r}, expected one of {_DTYPES}.")
-    if dtype == "float16" and device.type == "cpu":
-        raise ValueError(
-            "dtype='float16' needs a GPU, found device='cpu'. Use 'auto', 'bfloat16' "
-            "or 'float32'."
-        )
-
-
-def _has_native_bfloat16(device):
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        # Older torch cannot tell instructions from emulation, which is slow.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        names = ("avx512_bf16", "amx_bf16", "bf16")
-        return any(capabilities.get(name, False) for name in names)
-    return False
-
-
 def _check_texts(texts):
     if isinstance(texts, str):
         raise TypeError(f"texts is the string {texts!r}, expected a list of strings.")
@@ -373,9 +376,23 @@ def _check_texts(texts):
         raise ValueError("texts is empty, expected at least one string.")
 
 
+def _digest(settings):
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
 def _count(module, kind):
     return sum(isinstance(child, kind) for child in module.modules())
 
 
 def _to_numpy(features):
     return features.float().cpu().numpy()
+
+
+def _renew_lock():
+    global _lock
+
+    _lock = threading.RLock()  # a thread that held it is not in the child
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -1,0 +1,79 @@
+"""What a model computes on and in: what is asked for, against what is there."""
+
+from skclip_icm._encoding import openvino_tower
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_BACKENDS = ("auto", "torch", "openvino")
+
+
+def find_device(device):
+    """Return the device that is meant, or raise ValueError if it is not here."""
+    import torch
+
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    available[:0] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device == "auto":
+        return torch.device(available[0])
+    name = "cuda:0" if str(device) == "cuda" else str(device).removesuffix(":0")
+    name = f"{name}:0" if name == "cuda" else name
+    if name not in available:
+        raise ValueError(
+            f"device={str(device)!r} is not available here, expected 'auto' or one of "
+            f"{available}."
+        )
+    return torch.device(name)
+
+
+def check_dtype(dtype, device):
+    """Raise ValueError if a device cannot compute in it."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r}, expected one of {_DTYPES}.")
+    if dtype == "float16" and device.type == "cpu":
+        raise ValueError(
+            "dtype='float16' needs a GPU, found device='cpu'. Use 'auto', 'bfloat16' "
+            "or 'float32'."
+        )
+
+
+def check_backend(backend, device, compile):
+    """Raise ValueError or ImportError if a backend is not to be had."""
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend={backend!r}, expected one of {_BACKENDS}.")
+    if backend != "openvino":
+        return
+    if device.type != "cpu":
+        raise ValueError(
+            f"backend='openvino' is for CPUs, found device={str(device)!r}. Set "
+            "device='cpu', or backend='torch'."
+        )
+    if compile:
+        raise ValueError(
+            "compile=True is for backend='torch', found backend='openvino', which "
+            "compiles anyway. Set compile=False."
+        )
+    if not openvino_tower.is_installed():
+        raise ImportError(
+            "backend='openvino' needs a package that is not installed. Run: "
+            'pip install "skclip-icm[openvino]"'
+        )
+
+
+def suits_openvino(device, compile):
+    """Whether "auto" is OpenVINO."""
+    return device.type == "cpu" and not compile and openvino_tower.is_installed()
+
+
+def has_native_bfloat16(device):
+    """Whether bfloat16 is quick there."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Older torch cannot tell instructions from emulation, which is slow.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        names = ("avx512_bf16", "amx_bf16", "bf16")
+        return any(capabilities.get(name, False) for name in names)
+    return False
