@@ -497,8 +497,8 @@ def test_tokenizer_that_cannot_be_had(files, offline):
 def test_bad_device_and_dtype(files):
     with pytest.raises(ValueError, match="device='cuda:99'.*'cpu'"):
         load_encoder("tiny", files["tiny"], device="cuda:99")
-    with pytest.raises(ValueError, match="dtype='int8'.*bfloat16"):
-        load_encoder("tiny", files["tiny"], dtype="int8")
+    with pytest.raises(ValueError, match="dtype='int4'.*bfloat16"):
+        load_encoder("tiny", files["tiny"], dtype="int4")
     with pytest.raises(ValueError, match="float16.*needs a GPU"):
         load_encoder("tiny", files["tiny"], device="cpu", dtype="float16")
 

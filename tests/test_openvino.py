@@ -401,3 +401,76 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch):
 
     _, found = encode_batch([(i, 0) for i in range(6)], images, encoder)
     assert openvino_tower.min_cosine(found, expected) >= 0.9999
+
+
+# int8
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A small vision transformer, as the parameters of a featurizer."""
+    import json
+
+    import open_clip
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {**vision, "head_width": 32},
+        "text_cfg": {**text, "layers": 1},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.manual_seed(0)
+    weights = open_clip.CLIP(**config).state_dict()
+    weights = {key: value.contiguous() for key, value in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    return {"model_name": f"local-dir:{tmp_path}", "interventions": None}
+
+
+def test_int8_is_near_float32_and_the_same_in_another_process(
+    small, photographs, folder
+):
+    pytest.importorskip("nncf")
+    int8 = CLIPFeaturizer(
+        **small, dtype="int8", calibration=photographs, cache="memory"
+    )
+    found = int8.transform(photographs)
+    exact = CLIPFeaturizer(**small, dtype="float32").transform(photographs)
+    assert 0.999 <= openvino_tower.min_cosine(found, exact) < 0.9999999
+    encoder = int8._encoder()
+    assert encoder.dtype == "int8" and encoder.backend == "openvino"
+    assert len(list(folder.iterdir())) == 2
+    assert load_encoder(**encoder.recipe) is encoder
+    unload_models()  # read again from disk, by the pixels of the recipe
+    again = load_encoder(**encoder.recipe)
+    assert again is not encoder and again.fingerprint == encoder.fingerprint
+    images = torch.from_numpy(encoder.recipe["calibration"]).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(
+        again.encode_images(images), encoder.encode_images(images)
+    )
+    others = CLIPFeaturizer(**small, dtype="int8", calibration=photographs[:3])
+    assert others._encoder().fingerprint != encoder.fingerprint
+    assert encoder.encode_text(["a cat"]).shape == (1, 16)
+
+
+def test_int8_is_refused_where_it_changes_too_much(small, photographs, monkeypatch):
+    pytest.importorskip("nncf")
+    monkeypatch.setattr("skclip_icm._encoding.quantizing.MIN_COSINE", 0.9999999)
+    featurizer = CLIPFeaturizer(**small, dtype="int8", calibration=photographs)
+    with pytest.raises(ValueError, match=r"smallest cosine.* is 0\.\d{4} on the 6 im"):
+        featurizer.transform(photographs)
+
+
+def test_int8_that_cannot_be(small, photographs, monkeypatch):
+    with pytest.raises(ValueError, match="needs calibration, found none"):
+        CLIPFeaturizer(**small, dtype="int8").fit(photographs)
+    int8 = CLIPFeaturizer(**small, dtype="int8", calibration=photographs)
+    with pytest.raises(ValueError, match="int8.*backend='torch'"):
+        int8.set_params(backend="torch").fit(photographs)
+    int8.set_params(backend="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"skclip-icm\[openvino\]"):
+            int8.fit(photographs)

@@ -15,10 +15,12 @@ from skclip_icm._encoding.folding import fold_batch_norm
 from skclip_icm._encoding.options import (
     check_backend,
     check_dtype,
+    check_texts,
     find_device,
     has_native_bfloat16,
     suits_openvino,
 )
+from skclip_icm._encoding.quantizing import Calibration
 from skclip_icm._encoding.torch_tower import TorchTower, on_raw_pixels
 from skclip_icm._encoding.weights import (
     WeightsNotFoundError,
@@ -47,6 +49,7 @@ def load_encoder(
     dtype="auto",
     compile=False,
     backend="auto",
+    calibration=None,
 ):
     """Load a model, or return it if this process has it already.
 
@@ -54,14 +57,11 @@ def load_encoder(
 
     Parameters
     ----------
-    model_name : str
-        A built-in name of open_clip, "hf-hub:organisation/repository",
-        "local-dir:path", or "demo".
-    pretrained : str, path or None
-        For a built-in name, the tag or the file of the weights. Ignored otherwise.
+    model_name, pretrained : str
+        As for `CLIPFeaturizer`.
     device : str or torch.device, default="auto"
         "auto" is the first of cuda, mps and cpu that is there.
-    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+    dtype : {"auto", "float32", "bfloat16", "float16", "int8"}, default="auto"
         What the model computes in. "auto" is bfloat16 where the device computes it
         natively and the image tower is a transformer, else float32.
     compile : bool, default=False
@@ -69,6 +69,8 @@ def load_encoder(
     backend : {"auto", "torch", "openvino"}, default="auto"
         What computes the image tower. "auto" is OpenVINO on a CPU, if it is installed,
         can convert the model, and `compile` is not set; else torch.
+    calibration : sequence of images or None, default=None
+        For int8, what to quantise the model by. Ignored otherwise.
 
     Returns
     -------
@@ -79,15 +81,14 @@ def load_encoder(
     Raises
     ------
     ValueError
-        If a name, tag, device, dtype or backend is unknown, not available here or not
-        to be had together, or if the weights do not fit the model.
+        If an option is unknown, not available here or not to be had with another, if
+        the weights do not fit the model, or if int8 changes the embeddings too much.
     WeightsNotFoundError
         If the weights cannot be had. They are never replaced by random ones.
     ImportError
-        If `backend` is "openvino" and the extra of that name is not installed.
+        If OpenVINO is asked for, or NNCF needed, and is not installed.
     RuntimeError
-        If `compile` is set and torch cannot compile here, or if `backend` is
-        "openvino" and it cannot convert the model.
+        If torch cannot compile here, or OpenVINO not convert, as was asked for.
 
     Examples
     --------
@@ -99,11 +100,13 @@ def load_encoder(
     source = find_source(model_name, pretrained)
     device = find_device(device)
     check_dtype(dtype, device)
-    check_backend(backend, device, compile)
-    wanted = source, device, dtype, bool(compile), backend
+    check_backend(backend, dtype, device, compile)
+    sample = Calibration(calibration) if dtype == "int8" else None
+    options = source, device, dtype, bool(compile), backend
+    wanted = *options, sample and sample.key
     with _lock:
         if wanted not in _encoders:
-            encoder = _in_usable_thread(Encoder, *wanted)
+            encoder = _in_usable_thread(Encoder, *options, sample)
             # The same model may have been reached by another name or by "auto".
             _encoders[wanted] = next(
                 (
@@ -123,8 +126,8 @@ def load_encoder(
 def unload_models():
     """Free the memory of the models that this process keeps.
 
-    The four that were used last are kept. One that is needed again is loaded again.
-    Calls that are running finish with the model that they have.
+    The four that were used last are kept. One that is needed again is loaded again;
+    calls that are running finish with what they have.
 
     Examples
     --------
@@ -147,8 +150,7 @@ class Encoder:
     fingerprint : str
         SHA-256 in hex of all that decides the embeddings but the device: every byte
         of the weights, architecture, activation, preprocessing, dtype and backend.
-        Compiling changes no more than rounding, as the batch size does, so it is left
-        out.
+        Compiling, as the batch size, changes no more than rounding.
     device : torch.device
         Where the model is.
     dtype : str
@@ -167,7 +169,7 @@ class Encoder:
         What is added to them, for models trained with a sigmoid loss.
     """
 
-    def __init__(self, source, device, dtype, compile=False, backend="torch"):
+    def __init__(self, source, device, dtype, compile, backend, sample):
         import torch
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -182,10 +184,8 @@ class Encoder:
             dtype = "bfloat16" if native else "float32"
         self.device, self.dtype, self.compile = device, dtype, compile
         # On a CPU, activations that outgrow the C library's threshold for mapped
-        # memory are paged in anew on every pass: for a convolutional tower that takes
-        # as long as the arithmetic from 16 images on.
-        # A transformer is as fast with 8 as with 64 where a batch has a processor to
-        # itself; few images should still make batches for all processors.
+        # memory are paged in anew on every pass, which costs convolutional towers most;
+        # and few images should still make batches for all processors.
         on_cpu = 8 if is_convolutional else 16
         self.batch_size = on_cpu if device.type == "cpu" else 256
 
@@ -201,6 +201,9 @@ class Encoder:
         self.logit_bias = None if bias is None else float(bias.detach())
 
         settings = [_NUMERICS_VERSION, identity, vars(preprocess)]
+        self._quantizer = None
+        if sample is not None:
+            self._quantizer = sample.quantizer(self.resize, not is_convolutional)
         self._model = model
         self.backend, self._tower = "openvino", None
         if backend == "openvino" or (
@@ -212,14 +215,13 @@ class Encoder:
             example = torch.zeros(1, 3, *self.image_size)
             if _count(model.visual, torch.nn.BatchNorm2d):
                 fold_batch_norm(model.visual, example)
-        by = openvino_tower.numerics() if self.backend == "openvino" else []
-        self.fingerprint = _digest([*settings, dtype, *by])
+        self.fingerprint = _digest([*settings, *self._numerics()])
 
-        model.to(device, getattr(torch, dtype))
+        # Texts are quick, and there is no int8 for them.
+        model.to(device, getattr(torch, "float32" if dtype == "int8" else dtype))
         if self.backend == "torch":
-            layout = (
-                torch.channels_last if is_convolutional else torch.contiguous_format
-            )
+            kinds = torch.contiguous_format, torch.channels_last
+            layout = kinds[is_convolutional]
             model.visual.to(memory_format=layout)
             self._tower = TorchTower(model, preprocess, device, dtype, layout)
         blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
@@ -229,7 +231,7 @@ class Encoder:
 
     @property
     def recipe(self):
-        """Parameters with which `load_encoder` loads the same in another process."""
+        """Parameters for `load_encoder`, see the class."""
         return {
             "model_name": self._source.name,
             "pretrained": self._source.pretrained,
@@ -237,6 +239,7 @@ class Encoder:
             "dtype": self.dtype,
             "compile": self.compile,
             "backend": self.backend,
+            "calibration": self._quantizer and self._quantizer.pixels,
         }
 
     def resize(self, image):
@@ -307,7 +310,7 @@ class Encoder:
         WeightsNotFoundError
             If the tokenizer's files cannot be had.
         """
-        _check_texts(texts)
+        check_texts(texts)
         with _lock:
             if self._tokenize is None:
                 self._tokenize = create_tokenizer(self._source)
@@ -326,6 +329,13 @@ class Encoder:
                 parts.append(_to_numpy(features))
         return np.concatenate(parts)
 
+    def _numerics(self):
+        """Return what decides the embeddings beside model and preprocessing."""
+        if self.backend == "torch":
+            return [self.dtype]
+        sample = self._quantizer.identity if self._quantizer else []
+        return [self.dtype, *openvino_tower.numerics(), *sample]
+
     def _convert(self, preprocess, settings, backend):
         """Return the converted tower; None where "auto" has to stay with torch."""
         import torch
@@ -334,11 +344,16 @@ class Encoder:
         key = _digest([*settings, *openvino_tower.numerics()])
         try:
             converted = openvino_tower.OpenVINOTower(
-                tower, self.image_size, key, self.dtype
+                tower,
+                self.image_size,
+                key,
+                self.dtype,
+                quantize=self._quantizer,
+                quantized_key=_digest([*settings, *self._numerics()]),
             )
         except openvino_tower.ConversionError as error:
             problem = f"OpenVINO cannot convert {self._source.name}: {error}"
-            if backend == "openvino":
+            if backend == "openvino" or self.dtype == "int8":
                 raise RuntimeError(f"{problem}\nSet backend='torch'.") from error
             warnings.warn(
                 f"{problem}\nThe model runs in torch, which is slower; "
@@ -361,19 +376,6 @@ def _in_usable_thread(function, *args):
         return function(*args)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function, *args).result()
-
-
-def _check_texts(texts):
-    if isinstance(texts, str):
-        raise TypeError(f"texts is the string {texts!r}, expected a list of strings.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"texts[{index}] is {text!r} of type {type(text).__name__}, expected a "
-                "string."
-            )
-    if not len(texts):
-        raise ValueError("texts is empty, expected at least one string.")
 
 
 def _digest(settings):

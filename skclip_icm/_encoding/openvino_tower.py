@@ -23,7 +23,7 @@ from skclip_icm._encoding.lanes import share
 
 # Compiled forms of a model that are kept: for a single batch, and for many.
 _MAX_PROGRAMS = 2
-_MIN_COSINE = 0.999
+MIN_COSINE = 0.999  # to what torch computes in float32
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 
@@ -166,7 +166,7 @@ def _convert(tower, image_size):
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     # Also a trace that has taken the number of images for a constant shows here.
-    if not (cosine := min_cosine(found, expected)) >= _MIN_COSINE:
+    if not (cosine := min_cosine(found, expected)) >= MIN_COSINE:
         raise ConversionError(f"the cosine to torch's embeddings is {cosine:.4f}")
     return model
 

@@ -2,7 +2,7 @@
 
 from skclip_icm._encoding import openvino_tower
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 _BACKENDS = ("auto", "torch", "openvino")
 
 
@@ -37,25 +37,31 @@ def check_dtype(dtype, device):
         )
 
 
-def check_backend(backend, device, compile):
+def check_backend(backend, dtype, device, compile):
     """Raise ValueError or ImportError if a backend is not to be had."""
     if backend not in _BACKENDS:
         raise ValueError(f"backend={backend!r}, expected one of {_BACKENDS}.")
-    if backend != "openvino":
+    if backend == "torch" and dtype == "int8":
+        raise ValueError(
+            "dtype='int8' is computed by OpenVINO, found backend='torch'. Set "
+            "backend='auto', or another dtype."
+        )
+    if backend != "openvino" and dtype != "int8":
         return
+    asked = "dtype='int8'" if dtype == "int8" else "backend='openvino'"
     if device.type != "cpu":
         raise ValueError(
-            f"backend='openvino' is for CPUs, found device={str(device)!r}. Set "
-            "device='cpu', or backend='torch'."
+            f"{asked} is for CPUs, found device={str(device)!r}. Set device='cpu', or "
+            "backend='torch' and another dtype."
         )
     if compile:
         raise ValueError(
-            "compile=True is for backend='torch', found backend='openvino', which "
-            "compiles anyway. Set compile=False."
+            f"compile=True is for backend='torch', found {asked}, which is OpenVINO's "
+            "and compiles anyway. Set compile=False."
         )
     if not openvino_tower.is_installed():
         raise ImportError(
-            "backend='openvino' needs a package that is not installed. Run: "
+            f"{asked} needs the package openvino, which is not installed. Run: "
             'pip install "skclip-icm[openvino]"'
         )
 
@@ -77,3 +83,17 @@ def has_native_bfloat16(device):
         names = ("avx512_bf16", "amx_bf16", "bf16")
         return any(capabilities.get(name, False) for name in names)
     return False
+
+
+def check_texts(texts):
+    """Raise ValueError or TypeError if they are not some strings."""
+    if isinstance(texts, str):
+        raise TypeError(f"texts is the string {texts!r}, expected a list of strings.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"texts[{index}] is {text!r} of type {type(text).__name__}, expected a "
+                "string."
+            )
+    if not len(texts):
+        raise ValueError("texts is empty, expected at least one string.")
