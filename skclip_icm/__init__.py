@@ -11,6 +11,7 @@ from skclip_icm._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from skclip_icm import datasets, distributed, interventions, plotting
+    from skclip_icm._encoding.encoder import unload_models
     from skclip_icm._encoding.weights import WeightsNotFoundError
     from skclip_icm._images.inputs import ImageError
     from skclip_icm.adaptation import adapt
@@ -42,6 +43,7 @@ __all__ = [
     "plotting",
     "report",
     "transform_files",
+    "unload_models",
 ]
 
 _HOME = {
@@ -59,6 +61,7 @@ _HOME = {
     "invariant_search": "model_selection",
     "report": "reporting",
     "transform_files": "files",
+    "unload_models": "_encoding.encoder",
 }
 
 

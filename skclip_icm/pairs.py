@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
+from sklearn.utils._set_output import _wrap_data_with_container
 
 from skclip_icm._locks import Lock
 from skclip_icm._projection.differences import as_floats, check_counterparts
@@ -304,6 +305,19 @@ class _CarriedByFrame(dict):
         selected = self._paired[rows]
         same = np.array_equal(frame.to_numpy(), np.asarray(selected), equal_nan=True)
         return selected if same else None
+
+
+def in_container(paired, Z, X, estimator):
+    """Return `paired`, or `Z` in the frame that ``set_output`` of `estimator` asks for.
+
+    `X` is what the estimator was given; the frame takes its index.
+    """
+    # scikit-learn < 1.8 takes the index of a frame, not that of a Series.
+    is_series = hasattr(X, "to_frame") and not hasattr(X, "columns")
+    original = X.to_frame() if is_series else X
+    frame = _wrap_data_with_container("transform", Z, original, estimator)
+    # scikit-learn wraps the array without its counterparts.
+    return paired if frame is Z else attach_to_frame(frame, paired)
 
 
 def attach_to_frame(frame, paired):

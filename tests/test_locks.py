@@ -75,7 +75,7 @@ def test_loading_a_model(monkeypatch):
     monkeypatch.setattr(
         encoders, "create_model", lambda source: (pause(), create(source))[1]
     )
-    encoders.unload_encoders()
+    encoders.unload_models()
 
     def load():
         encoder = encoders.load_encoder("demo", None)
