@@ -16,7 +16,7 @@ from skclip_icm._projection.directions import fit_rows, solve
 from skclip_icm._projection.groups import no_pairs
 from skclip_icm._projection.merging import merged
 from skclip_icm._projection.sums import OpenGroups, Sums
-from skclip_icm.pairs import find_paired, why_unpaired
+from skclip_icm.pairs import embedding_dtypes, find_paired, why_unpaired
 
 
 class ICMTransformer(
@@ -134,7 +134,7 @@ class ICMTransformer(
         ],
         "lam": [Interval(Real, 0, None, closed="left")],
         "method": [StrOptions({"projection", "whitening"})],
-        "pairs": [StrOptions({"interventional", "domain", "class"}), tuple],
+        "pairs": [StrOptions({"interventional", "domain", "class"}), tuple, list],
         "center": ["boolean"],
         "rescale": ["boolean"],
         "shrinkage": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
@@ -336,7 +336,7 @@ class ICMTransformer(
     def _map(self, X, method):
         check_is_fitted(self)
         # Of a file, what is not finite shows below, in the small output.
-        finite, dtype = not arrays.is_mapped(X), arrays.floats(X)
+        finite, dtype = not arrays.is_mapped(X), embedding_dtypes(X)
         X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=finite)
         arrays.check_same_library(X, self.components_, method)
         xp = arrays.wide(X)[0]
@@ -351,7 +351,7 @@ class ICMTransformer(
 
     def _check(self, X, y, X_do, domains, **kwargs):
         """Return `X` as an array and the `Source` of its pairs."""
-        paired, unpaired, dtype = find_paired(X), why_unpaired(X), arrays.floats(X)
+        paired, unpaired, dtype = find_paired(X), why_unpaired(X), embedding_dtypes(X)
         # Values that are not finite show in the sums.
         X = validate_data(self, X, dtype=dtype, ensure_all_finite=False, **kwargs)
         if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:

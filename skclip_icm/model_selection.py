@@ -1,10 +1,10 @@
 """Scoring under intervention, for choosing parameters without target labels."""
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone, is_regressor
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import check_scoring
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.utils.metadata_routing import get_routing_for_object
 
 from skclip_icm._estimators import (
@@ -134,7 +134,8 @@ def invariant_search(
         `PairedEmbeddings` the counterparts that they carry.
     **search_params : dict
         Other parameters of `sklearn.model_selection.GridSearchCV`, such as `cv`.
-        `error_score` is "raise" unless it is given.
+        Unless they are given, `error_score` is "raise", and `cv` five shuffled folds,
+        stratified by class unless `estimator` is a regressor.
 
     Returns
     -------
@@ -162,7 +163,8 @@ def invariant_search(
         scoring, interventions, "worst", False, on_images=VALIDATION_INTERVENTIONS
     )
     search_params.setdefault("error_score", "raise")
-    search_params.setdefault("cv", StratifiedKFold(5, shuffle=True, random_state=0))
+    folds = KFold if is_regressor(estimator) else StratifiedKFold
+    search_params.setdefault("cv", folds(5, shuffle=True, random_state=0))
     return GridSearchCV(estimator, param_grid, scoring=scorer, **search_params)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context, clone
-from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._encoding.stores import open_cache
 from skclip_icm._estimators import HasMethods, VersionedEstimator
+from skclip_icm._projection.groups import as_python, check_labels
 from skclip_icm.interventions._captions import check_templates, check_texts, fill
 from skclip_icm.pairs import find_paired
 
@@ -240,7 +241,7 @@ def _holds_embeddings(X):
 def _name_classes(class_names, y):
     """Return the labels of the classes and their names."""
     if y is not None:
-        y = column_or_1d(y, warn=True)
+        y = check_labels(y, "y", _num_samples(y))
         check_classification_targets(y)
     if class_names is None:
         if y is None:
@@ -285,10 +286,10 @@ def _check_named(y, labels):
         shown = ", ".join(repr(label) for label in labels[:5].tolist())
         more = ", ..." if len(labels) > 5 else ""
         raise ValueError(
-            f"y[{unknown[0]}] is {y[unknown[0]]!r}, an unknown class: class_names "
-            f"names the {len(labels)} labels {shown}{more}. A list names the labels "
-            "0, 1, ... in this order, or is the list of the labels. For other labels "
-            "give a dict, such as {-1: 'intact', 1: 'broken'}."
+            f"y[{unknown[0]}] is {as_python(y[unknown[0]])!r}, an unknown class: "
+            f"class_names names the {len(labels)} labels {shown}{more}. A list names "
+            "the labels 0, 1, ... in this order, or is the list of the labels. For "
+            "other labels give a dict, such as {-1: 'intact', 1: 'broken'}."
         )
 
 

@@ -21,6 +21,10 @@ _EXPECTED = (
     "uint8 arrays (H, W), (H, W, 3) or (H, W, 4); or a uint8 array (n, H, W, 3); or "
     "a uint8 torch tensor (n, 3, H, W)"
 )
+_LIST_FOLDER = (
+    "Of a folder laid out as domain/class/image, load_domain_folder lists the images: "
+    "skclip_icm.datasets.load_domain_folder(folder).images."
+)
 _KINDS = ("path", "bytes", "PIL image", "array", "torch tensor")
 
 
@@ -88,6 +92,10 @@ def as_items(X):
     (32, 32, 3)
     """
     if X is None or isinstance(X, str | os.PathLike | bytes | bytearray | Image.Image):
+        if isinstance(X, str | os.PathLike) and os.path.isdir(X):
+            raise TypeError(
+                f"X is the folder {_shorten(X)}, expected {_EXPECTED}. {_LIST_FOLDER}"
+            )
         what = "None" if X is None else f"a single {_kind(X)}"
         raise TypeError(f"X is {what}, expected {_EXPECTED}. Wrap one image in a list.")
     if isinstance(X, np.ndarray):
@@ -106,8 +114,23 @@ def as_items(X):
     if len(items) == 0:
         raise ValueError(f"X holds no images, expected {_EXPECTED}, with n >= 1.")
     if isinstance(items, list):
+        # Else messages show 'cat.jpg' as np.str_('cat.jpg').
+        items = [str(item) if type(item) is np.str_ else item for item in items]
         _check_one_kind(items)
     return items
+
+
+def holds_images(X):
+    """Say whether `X` is a container of images rather than an array of numbers."""
+    if hasattr(X, "columns"):
+        X = _only_column(X) if X.shape[1] == 1 else ()
+    if getattr(X, "ndim", 1) != 1:
+        return X.ndim == 4
+    if not (isinstance(X, Sequence | np.ndarray) or hasattr(X, "to_list")):
+        return False
+    first = next(iter(X), None)
+    kind = _kind(first)
+    return first.ndim > 1 if kind in ("array", "torch tensor") else kind in _KINDS
 
 
 def read_content(item, row=None):
@@ -282,7 +305,7 @@ def _open_without_waiting(path, flags):
 
 def _check_regular(status, row, name):
     if stat.S_ISDIR(status.st_mode):
-        fix = "Pass the paths of the files in it."
+        fix = f"Pass the paths of the files in it. {_LIST_FOLDER}"
         raise row_error(row, name, "a directory", fix)
     if not stat.S_ISREG(status.st_mode):
         found = "not a regular file (FIFO, socket or device)"

@@ -42,6 +42,11 @@ def find_source(pairs, X, paired, unpaired, y, X_do, domains):
     with any, `unpaired` what may have become of them if not. ValueError if what is
     needed is absent or does not fit, or what is given is not used.
     """
+    if isinstance(pairs, list):
+        raise ValueError(
+            f"pairs is a list of {len(pairs)} entries, expected a tuple: write "
+            "pairs=(U, V), or pairs=(U, V, weight)."
+        )
     kind = pairs
     if isinstance(pairs, tuple):
         kind = "given" if len(pairs) == 2 else "interventional"
