@@ -205,6 +205,8 @@ class _InterventionalScorer:
         self._scoring, self._aggregate = scoring, aggregate
         self._interventions, self._on_images = interventions, on_images
         self._include_original = include_original
+        measured = "score" if scoring is None else getattr(scoring, "__name__", scoring)
+        self.__name__ = f"{measured} under intervention"  # for labels
         # Metadata is for what measures; None stands for the score of any estimator.
         scorer = check_scoring(DummyClassifier(), scoring)
         self._request = get_routing_for_object(scorer)
