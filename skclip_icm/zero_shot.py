@@ -41,10 +41,13 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
     class_names : list of str, dict or None, default=None
         Names for the prompts. A list names labels that are integers from 0, or the
         labels are these names. A dict maps each label to its name. None: the labels
-        in `y` are the names.
-    templates : str or list of str, default="a photo of a {}."
-        Prompts with a slot for the name. The embedding of a class is the normalised
-        mean of the normalised embeddings of its prompts ([2]_, section 3.1.4).
+        in `y` are the names. A list of names in place of one are several names of
+        one class, of which the first may be the label.
+    templates : str, list of str or dict, default="a photo of a {}."
+        Prompts with a slot for the name. A dict maps each label to the prompts of its
+        class, one or a list, with or without a slot. The embedding of a class is the
+        normalised mean of the normalised embeddings of its prompts, one for each name
+        and template ([2]_, section 3.1.4).
 
     Attributes
     ----------
@@ -101,7 +104,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         "featurizer": [HasMethods(["fit_transform", "transform", "encode_text"])],
         "icm": [HasMethods(["fit", "project"]), None],
         "class_names": ["array-like", Mapping, None],
-        "templates": [str, list, tuple],
+        "templates": [str, list, tuple, Mapping],
     }
 
     def __init__(
@@ -138,10 +141,9 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         if y is not None:
             check_consistent_length(X, y)
         self.classes_, names = _name_classes(self.class_names, y)
+        prompts = _prompts(self.classes_, names, self.templates)
         self.featurizer_ = clone(self.featurizer)
-        self.text_embeddings_ = _class_embeddings(
-            self.featurizer_, names, self.templates
-        )
+        self.text_embeddings_ = _class_embeddings(self.featurizer_, prompts)
         self.n_features_in_ = self.text_embeddings_.shape[1]
         self.logit_scale_ = self.featurizer_._encoder().logit_scale
         with tell_callbacks(self, X):
@@ -239,7 +241,7 @@ def _holds_embeddings(X):
 
 
 def _name_classes(class_names, y):
-    """Return the labels of the classes and their names."""
+    """Return the labels of the classes, and the names of each."""
     if y is not None:
         y = check_labels(y, "y", _num_samples(y))
         check_classification_targets(y)
@@ -250,13 +252,13 @@ def _name_classes(class_names, y):
                 "or labels y."
             )
         labels = np.unique(y)
-        return labels, [str(label) for label in labels]
+        return labels, [[str(label)] for label in labels]
     if isinstance(class_names, Mapping):
-        names = check_texts(class_names.values(), "class_names")
+        names = _synonyms(class_names.values())
         labels = np.array(list(class_names))
     else:
-        names = check_texts(class_names, "class_names")
-        labels = np.array(names)
+        names = _synonyms(class_names)
+        labels = np.array([synonyms[0] for synonyms in names])
         if y is not None and y.dtype.kind in "biuf":
             labels = np.arange(len(names))
     _check_distinct(names)
@@ -271,7 +273,23 @@ def _name_classes(class_names, y):
     return labels[order], [names[i] for i in order]
 
 
-def _check_distinct(names):
+def _synonyms(class_names):
+    """Return the names of each class as a list."""
+    if isinstance(class_names, str):
+        check_texts(class_names, "class_names")  # which raises
+    several = [isinstance(entry, list | tuple) and entry for entry in class_names]
+    check_texts(
+        [s[0] if s else e for s, e in zip(several, class_names, strict=True)],
+        "class_names",
+    )
+    return [
+        check_texts(some, f"class_names[{i}]") if some else [entry]
+        for i, (some, entry) in enumerate(zip(several, class_names, strict=True))
+    ]
+
+
+def _check_distinct(classes):
+    names = [name for names in classes for name in dict.fromkeys(names)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(
@@ -293,14 +311,42 @@ def _check_named(y, labels):
         )
 
 
-def _class_embeddings(featurizer, names, templates):
-    templates = [templates] if isinstance(templates, str) else templates
-    templates = check_templates(templates, "templates")
-    prompts = [fill(template, name) for template in templates for name in names]
-    by_template = _encode_prompts(featurizer, prompts).reshape(
-        len(templates), len(names), -1
+def _prompts(labels, names, templates):
+    """Return the prompts of each class."""
+    if isinstance(templates, Mapping):
+        by_class = _templates_by_class(labels, templates)
+    else:
+        templates = [templates] if isinstance(templates, str) else templates
+        by_class = [check_templates(templates, "templates")] * len(labels)
+    # A prompt without a slot is the same for all names.
+    return [
+        list(dict.fromkeys(fill(template, name) for template in some for name in its))
+        for some, its in zip(by_class, names, strict=True)
+    ]
+
+
+def _templates_by_class(labels, templates):
+    labels = labels.tolist()
+    wrong = [label for label in templates if label not in labels]
+    wrong += [label for label in labels if label not in templates]
+    if wrong:
+        raise ValueError(
+            f"templates has the labels {list(templates)}, expected those of all "
+            f"classes, {labels}: they differ in {wrong[0]!r}. Give each class its prompts, or a "
+            "list of templates for all."
+        )
+    return [
+        check_texts([t] if isinstance(t, str) else t, f"templates[{label!r}]")
+        for label, t in ((label, templates[label]) for label in labels)
+    ]
+
+
+def _class_embeddings(featurizer, prompts):
+    encoded = _encode_prompts(featurizer, [text for some in prompts for text in some])
+    ends = np.cumsum([len(some) for some in prompts])
+    return _unit(
+        np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])])
     )
-    return _unit(by_template.mean(axis=0))
 
 
 def _encode_prompts(featurizer, prompts):
