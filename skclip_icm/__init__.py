@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from skclip_icm import datasets, distributed, interventions, plotting
     from skclip_icm._encoding.weights import WeightsNotFoundError
     from skclip_icm._images.inputs import ImageError
+    from skclip_icm._images.unreadable import drop_unreadable
     from skclip_icm.cache import EmbeddingCache
     from skclip_icm.featurizer import CLIPFeaturizer
     from skclip_icm.files import EmbeddingFiles, fit_files, transform_files
@@ -33,6 +34,7 @@ __all__ = [
     "ZeroShotClassifier",
     "datasets",
     "distributed",
+    "drop_unreadable",
     "fit_files",
     "interventional_scorer",
     "interventions",
@@ -51,6 +53,7 @@ _HOME = {
     "PairedEmbeddings": "pairs",
     "WeightsNotFoundError": "_encoding.weights",
     "ZeroShotClassifier": "zero_shot",
+    "drop_unreadable": "_images.unreadable",
     "fit_files": "files",
     "interventional_scorer": "model_selection",
     "invariant_search": "model_selection",

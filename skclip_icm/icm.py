@@ -6,12 +6,12 @@ from numbers import Integral, Real
 
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array
-from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._estimators import Interval, RealNotInt, StrOptions, VersionedEstimator
 from skclip_icm._projection import arrays
-from skclip_icm._projection.differences import find_source, given_pairs
+from skclip_icm._projection.differences import check_finite, find_source, given_pairs
 from skclip_icm._projection.directions import fit_rows, solve
 from skclip_icm._projection.groups import no_pairs
 from skclip_icm._projection.merging import merged
@@ -335,9 +335,9 @@ class ICMTransformer(
 
     def _map(self, X, method):
         check_is_fitted(self)
-        # Of a file, what is not finite shows below, in the small output.
-        finite, dtype = not arrays.is_mapped(X), embedding_dtypes(X)
-        X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=finite)
+        # What is not finite shows below, in the small output.
+        dtype = embedding_dtypes(X)
+        X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=False)
         arrays.check_same_library(X, self.components_, method)
         xp = arrays.wide(X)[0]
         centred = method == "transform"
@@ -345,8 +345,7 @@ class ICMTransformer(
         directions = xp.astype(directions, X.dtype, copy=False)
         mean = xp.astype(self.mean_, X.dtype) * float(centred)
         mapped = arrays.map_rows(X, directions, mean @ directions.T)
-        if not finite:
-            assert_all_finite(mapped, input_name="X", estimator_name="ICMTransformer")
+        check_finite(mapped, "X")
         return mapped
 
     def _check(self, X, y, X_do, domains, **kwargs):

@@ -332,8 +332,8 @@ def _templates_by_class(labels, templates):
     if wrong:
         raise ValueError(
             f"templates has the labels {list(templates)}, expected those of all "
-            f"classes, {labels}: they differ in {wrong[0]!r}. Give each class its prompts, or a "
-            "list of templates for all."
+            f"classes, {labels}: they differ in {wrong[0]!r}. Give each class its "
+            "prompts, or a list of templates for all."
         )
     return [
         check_texts([t] if isinstance(t, str) else t, f"templates[{label!r}]")
@@ -344,9 +344,7 @@ def _templates_by_class(labels, templates):
 def _class_embeddings(featurizer, prompts):
     encoded = _encode_prompts(featurizer, [text for some in prompts for text in some])
     ends = np.cumsum([len(some) for some in prompts])
-    return _unit(
-        np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])])
-    )
+    return _unit(np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])]))
 
 
 def _encode_prompts(featurizer, prompts):

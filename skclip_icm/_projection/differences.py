@@ -19,6 +19,8 @@ from skclip_icm._projection.arrays import (
 )
 from skclip_icm._projection.groups import group_rows
 
+_MAX_TOLD = 10  # rows named in a message
+
 
 class Source(NamedTuple):
     """Where the pairs of some rows come from, checked but for values not finite."""
@@ -161,14 +163,19 @@ def _check_given(pairs, like):
 
 
 def check_finite(values, name):
-    """Raise ValueError that names the first row of `values` with NaN or infinity."""
+    """Raise ValueError that names the rows of `values` with NaN or infinity."""
     xp = wide(values)[0]
     flat = xp.reshape(values, (values.shape[0], -1))
     bad = to_numpy(~xp.all(xp.isfinite(flat), axis=1)).nonzero()[0]
     if bad.size:
+        shown = ", ".join(map(str, bad[:_MAX_TOLD]))
+        more = f" and {len(bad) - _MAX_TOLD} more" if len(bad) > _MAX_TOLD else ""
+        rows = "row" if len(bad) == 1 else "rows"
         raise ValueError(
-            f"{name}: NaN or infinity in row {bad[0]} ({len(bad)} such rows). Drop "
-            "these rows from X, y and the counterparts first."
+            f"{name}: NaN or infinity in {rows} {shown}{more}, as CLIPFeaturizer gives "
+            'for images that cannot be read with on_error="nan". Drop such rows first: '
+            "of images by X, y, groups, errors = drop_unreadable(X, y, groups), of "
+            "embeddings by a mask, also from y and the counterparts."
         )
 
 
