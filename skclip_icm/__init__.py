@@ -11,9 +11,11 @@ from skclip_icm._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from skclip_icm import datasets, distributed, interventions, plotting
+    from skclip_icm._encoding.encoder import unload_models
     from skclip_icm._encoding.weights import WeightsNotFoundError
     from skclip_icm._images.inputs import ImageError
     from skclip_icm._images.unreadable import drop_unreadable
+    from skclip_icm.adaptation import adapt
     from skclip_icm.cache import EmbeddingCache
     from skclip_icm.featurizer import CLIPFeaturizer
     from skclip_icm.files import EmbeddingFiles, embed_files, fit_files, transform_files
@@ -32,6 +34,7 @@ __all__ = [
     "PairedEmbeddings",
     "WeightsNotFoundError",
     "ZeroShotClassifier",
+    "adapt",
     "datasets",
     "distributed",
     "drop_unreadable",
@@ -43,6 +46,7 @@ __all__ = [
     "plotting",
     "report",
     "transform_files",
+    "unload_models",
 ]
 
 _HOME = {
@@ -54,6 +58,7 @@ _HOME = {
     "PairedEmbeddings": "pairs",
     "WeightsNotFoundError": "_encoding.weights",
     "ZeroShotClassifier": "zero_shot",
+    "adapt": "adaptation",
     "drop_unreadable": "_images.unreadable",
     "embed_files": "files",
     "fit_files": "files",
@@ -61,6 +66,7 @@ _HOME = {
     "invariant_search": "model_selection",
     "report": "reporting",
     "transform_files": "files",
+    "unload_models": "_encoding.encoder",
 }
 
 

@@ -10,39 +10,22 @@ import atexit
 import os
 import re
 import sqlite3
-import threading
 import time
 import warnings
 import weakref
-import zlib
-from pathlib import Path
 
 import numpy as np
 
+from skclip_icm import _database as database
+from skclip_icm._locks import Lock
+
 _FORMAT = "embeddings-v2"  # Name of the subdirectory; count up when the layout changes.
 _DATABASE_NAME = re.compile(r"rows-(\d+)\.sqlite")
-_APPLICATION_ID = 0x69634D31  # In SQLite's header: tells our database from others.
-_PAGE_BYTES = 16384  # Reads rows of 1280 numbers twice as fast as the usual 4096.
-_OPTIONS = (
-    f"PRAGMA page_size = {_PAGE_BYTES}",
-    "PRAGMA auto_vacuum = INCREMENTAL",
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = NORMAL",
-    "PRAGMA wal_autocheckpoint = 256",  # Pages, so 4 MiB.
-    f"PRAGMA journal_size_limit = {256 * _PAGE_BYTES}",
-)
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY,"
-    " key BLOB NOT NULL UNIQUE, row BLOB NOT NULL, crc INTEGER NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY,"
-    " stamp BLOB NOT NULL UNIQUE, digest BLOB NOT NULL)",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-)
-_CONNECT = {"timeout": 10, "isolation_level": None, "check_same_thread": False}
 _PAUSE_SECONDS = 60  # How long not to write after writing failed.
 
-# One lock for all stores of this process, held while it forks.
-LOCK = threading.RLock()
+# One lock for all stores of this process, held while it forks. Whoever holds it waits
+# for the disk alone, so the fork is not kept waiting for long.
+LOCK = Lock()
 
 
 class EmbeddingCache:
@@ -106,7 +89,7 @@ class EmbeddingCache:
     @property
     def nbytes(self):
         """Bytes of the database in use."""
-        return self._run(_bytes_in_use, 0, must=True)
+        return self._run(database.bytes_in_use, 0, must=True)
 
     def get_many(self, keys):
         """Return the row of each key.
@@ -135,7 +118,9 @@ class EmbeddingCache:
             The rows, kept as float32.
         """
         rows = check_rows(keys, rows)
-        records = [(k, r, _checksum(k, r)) for k, r in zip(keys, rows, strict=True)]
+        records = [
+            (k, r, database.checksum(k, r)) for k, r in zip(keys, rows, strict=True)
+        ]
         self._insert("rows (key, row, crc) VALUES (?, ?, ?)", records)
 
     def get_digests(self, stamps):
@@ -152,7 +137,7 @@ class EmbeddingCache:
             The digests.
         """
         query = "SELECT stamp, digest FROM digests WHERE stamp"
-        known = dict(self._run(lambda db: list(_select(db, query, stamps)), ()))
+        known = dict(self._run(lambda db: list(database.select(db, query, stamps)), ()))
         return [known.get(stamp) for stamp in stamps]
 
     def put_digests(self, stamps, digests):
@@ -174,7 +159,7 @@ class EmbeddingCache:
 
     def clear(self):
         """Remove all rows and give their space back."""
-        self._run(_remove_all, must=True)
+        self._run(database.remove_all, must=True)
 
     def close(self):
         """Close the database; it opens again by itself when next used."""
@@ -186,8 +171,8 @@ class EmbeddingCache:
     def _read(self, db, keys):
         found = {}
         query = "SELECT key, row, crc FROM rows WHERE key"
-        for key, row, crc in _select(db, query, keys):
-            if isinstance(row, bytes) and crc == _checksum(key, row):
+        for key, row, crc in database.select(db, query, keys):
+            if isinstance(row, bytes) and crc == database.checksum(key, row):
                 found[key] = np.frombuffer(row, "<f4").astype("f4", copy=False)
             else:
                 self._report("rows", "some rows are damaged; they are made again.")
@@ -195,7 +180,9 @@ class EmbeddingCache:
 
     def _insert(self, where, records):
         if records and time.monotonic() >= self._paused_until:
-            if not self._run(lambda db: _write(db, where, records, self.max_bytes)):
+            if not self._run(
+                lambda db: database.write(db, where, records, self.max_bytes)
+            ):
                 self._paused_until = time.monotonic() + _PAUSE_SECONDS
 
     def _run(self, task, default=None, must=False):
@@ -232,7 +219,7 @@ class EmbeddingCache:
             self.close()
             self._report_other_formats()
             self._opened = number, _inode(file)
-            self._db, self._frozen = _open_database(file)
+            self._db, self._frozen = database.connect(file)
             self._opened = number, _inode(file)
         return self._db
 
@@ -277,100 +264,6 @@ def check_rows(keys, rows):
     return rows
 
 
-def _open_database(file):
-    """Return a connection, and whether it sees only what is there now."""
-    try:
-        return _prepare(sqlite3.connect(file, **_CONNECT)), False
-    except sqlite3.OperationalError as error:
-        log = Path(f"{file}-wal")
-        busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-        if busy or not os.path.exists(file) or (log.exists() and log.stat().st_size):
-            raise
-        # SQLite makes files beside the database, which a read-only directory forbids.
-        uri = f"{Path(file).as_uri()}?immutable=1"
-        return _prepare(sqlite3.connect(uri, uri=True, **_CONNECT), ()), True
-
-
-def _prepare(db, options=_OPTIONS):
-    db.text_factory = bytes  # Damage may turn numbers into text that is not UTF-8.
-    # One statement, so that nobody makes the table between two.
-    query = "SELECT application_id, (SELECT count(*) FROM sqlite_master)"
-    try:
-        found, n_tables = db.execute(f"{query} FROM pragma_application_id").fetchone()
-        if found != _APPLICATION_ID and n_tables:
-            raise sqlite3.DatabaseError("another program's database")
-        for option in options:
-            db.execute(option)
-        if found != _APPLICATION_ID:
-            with db:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
-                    db.execute(statement)
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
-def _select(db, query, keys):
-    for start in range(0, len(keys), 500):
-        some = keys[start : start + 500]
-        yield from db.execute(f"{query} IN ({','.join('?' * len(some))})", some)
-
-
-def _write(db, where, records, max_bytes):
-    step, n_bytes = 256, sum(memoryview(part).nbytes for part in records[0][:2])
-    if max_bytes is not None:  # No transaction takes more than an eighth of the bound.
-        step = max(1, min(step, max_bytes // (8 * n_bytes + 1)))
-    for start in range(0, len(records), step):
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            if max_bytes is not None:
-                _make_room(db, max_bytes, 2 * n_bytes * len(records[:step]))
-            part = records[start : start + step]
-            db.executemany(f"INSERT OR REPLACE INTO {where}", part)
-    if max_bytes is not None and _bytes(db, "page_count") > max_bytes:
-        _shrink(db)  # The bound is lower than it was.
-    return True
-
-
-def _make_room(db, max_bytes, n_bytes):
-    """Drop the oldest rows until `n_bytes` more fit below the bound."""
-    if _bytes_in_use(db) + n_bytes > max_bytes:
-        # Digests of files take a sixth of the bound at most.
-        newest = "SELECT max(id) FROM digests"
-        query = f"DELETE FROM digests WHERE id <= ({newest}) - {max_bytes // 1024}"
-        db.execute(query)
-        # Some more than needed, so that not every batch has to.
-        while _bytes_in_use(db) + n_bytes > 0.95 * max_bytes:
-            oldest = "SELECT id FROM rows ORDER BY id LIMIT 64"
-            if not db.execute(f"DELETE FROM rows WHERE id IN ({oldest})").rowcount:
-                break
-
-
-def _shrink(db):
-    db.executescript("PRAGMA incremental_vacuum")  # `execute` frees one page only.
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-
-def _remove_all(db):
-    for table in ("rows", "digests"):
-        db.execute(f"DELETE FROM {table}")
-    _shrink(db)
-
-
-def _bytes_in_use(db):
-    return _bytes(db, "page_count") - _bytes(db, "freelist_count")
-
-
-def _bytes(db, pragma):
-    return db.execute(f"PRAGMA {pragma}").fetchone()[0] * _PAGE_BYTES
-
-
-def _checksum(key, row):
-    return zlib.crc32(row, zlib.crc32(key))
-
-
 def _resolve(path):
     return os.path.realpath(os.path.expanduser(os.fsdecode(path)))
 
@@ -385,8 +278,12 @@ def _inode(path):
 
 def _before_fork():
     # A child must not use its parent's connections; both sides open new ones.
-    LOCK.acquire()
+    LOCK.__enter__()
     _close_all()
+
+
+def _after_fork():
+    LOCK.__exit__(None, None, None)
 
 
 def _close_all():
@@ -401,6 +298,6 @@ atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork,
-        after_in_parent=LOCK.release,
-        after_in_child=LOCK.release,
+        after_in_parent=_after_fork,
+        after_in_child=_after_fork,
     )

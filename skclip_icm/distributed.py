@@ -203,7 +203,7 @@ def fit_icm(
     if names is not None:
         _check_columns(names, columns.values())
         dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
-    groups = _count_groups(dataset, icm.pairs, columns)
+    groups = _count_groups(dataset, icm, columns)
     summarise = partial(_summarise, icm=clone(icm), columns=columns, groups=groups)
     rows = dataset.map_batches(summarise, batch_format="numpy", batch_size=batch_size)
     fitted = clone(icm)
@@ -250,27 +250,36 @@ class _Embedder:
         }
 
 
-def _count_groups(dataset, pairs, columns):
+def _count_groups(dataset, icm, columns):
     """Count the rows of each class (and domain) in a first pass over the labels."""
     labels = {name: columns[name] for name in ("y", "domains") if name in columns}
-    if pairs not in ("class", "domain") or not labels:
+    if icm.pairs not in ("class", "domain") or not labels:
         return None
+    count = partial(
+        _count_labels,
+        pairs=icm.pairs,
+        labels=labels,
+        by_domain=icm.center == "domain",
+    )
     sizes = Counter()
     rows = dataset.select_columns(list(labels.values())).map_batches(
-        partial(_count_labels, pairs=pairs, labels=labels), batch_format="numpy"
+        count, batch_format="numpy"
     )
     for row in rows.iter_rows():
         if isinstance(row["sizes"], Exception):
             raise row["sizes"]
         sizes.update(row["sizes"])
-    return Groups(list(sizes), list(sizes.values())) if sizes else None
+    if not sizes:
+        return None
+    return Groups(list(sizes), list(sizes.values()), across=icm.pairs == "domain")
 
 
-def _count_labels(batch, pairs, labels):
+def _count_labels(batch, pairs, labels, by_domain):
     result = np.empty(1, dtype=object)
     try:
         values = [batch[labels[n]] if n in labels else None for n in ("y", "domains")]
-        keys, codes = group_rows(pairs, len(next(iter(batch.values()))), *values)
+        n = len(next(iter(batch.values())))
+        keys, codes = group_rows(pairs, n, *values, by_domain=by_domain)
         result[0] = dict(zip(keys, np.bincount(codes).tolist(), strict=True))
     except (TypeError, ValueError) as error:
         result[0] = error

@@ -7,7 +7,6 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._set_output import _wrap_data_with_container
 
 from skclip_icm._encoding.encode_loop import embed
 from skclip_icm._encoding.encoder import load_encoder
@@ -21,7 +20,7 @@ from skclip_icm._encoding.views import AS_IS, views_of
 from skclip_icm._estimators import Interval, StrOptions, VersionedEstimator
 from skclip_icm._images.inputs import as_items
 from skclip_icm.interventions import resolve_interventions
-from skclip_icm.pairs import LazyCounterparts, PairedEmbeddings, attach_to_frame
+from skclip_icm.pairs import LazyCounterparts, PairedEmbeddings, in_container
 
 
 class CLIPFeaturizer(
@@ -44,10 +43,10 @@ class CLIPFeaturizer(
         "local-dir:path"; or "demo", the small encoder of the extra ``demo``, which
         needs no download.
     pretrained : str or None, default="openai"
-        For a built-in name, the tag or the file of its weights; else ignored. The
-        activation function is that of the tag's own entry. A file does not record it,
-        so the name must: "ViT-B-16-quickgelu" for weights trained with QuickGELU. Its
-        preprocessing is taken to be that of all tags of the name, where these agree.
+        For a built-in name, the tag or the file of its weights; else ignored. A tag's
+        own entry says the activation function; for a file, the name must, such as
+        "ViT-B-16-quickgelu". A file's preprocessing is that of all tags of the name,
+        where these agree.
     interventions : str, callable, list or None, default="photometric"
         What to do to the images that should not matter: names (see
         `skclip_icm.interventions`) or callables. Each entry of a list makes
@@ -55,34 +54,42 @@ class CLIPFeaturizer(
     n_interventions : int, default=1
         Random draws of each intervention.
     batch_size : int or "auto", default="auto"
-        Images per forward pass. "auto" is what suits the kind of model and device.
-        Where memory is short, batches are halved until they fit.
+        Images per forward pass; halved where memory is short. "auto" suits the model.
     device : str, default="auto"
-        Where the model runs, such as "cpu" or "cuda:1". "auto" is the first of cuda,
-        mps and cpu that is there when the model is used.
-    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Precision of the model. "auto" is bfloat16 where the processor computes it
-        natively and the model gains by it, else float32. Embeddings are float32.
+        Such as "cpu" or "cuda:1". "auto": the first of cuda, mps and cpu that is there.
+    dtype : {"auto", "float32", "bfloat16", "float16", "int8"}, default="auto"
+        Precision of the model. "auto" is bfloat16 for transformers where the processor
+        computes it natively, else float32. "int8" needs OpenVINO and `calibration`.
+        Embeddings are float32.
+    calibration : sequence of images or None, default=None
+        For int8: some hundred typical images, by which the model is quantised; an error
+        if one's cosine falls below 0.999. Given here, so that embeddings do not depend
+        on the images of earlier calls.
+    backend : {"auto", "torch", "openvino"}, default="auto"
+        What encodes images. "auto" is OpenVINO (extra ``openvino``) on a CPU, where it
+        is installed and can convert the model, else torch.
     compile : bool, default=False
-        Whether `torch.compile` rewrites the image tower: minutes in each process, and a
-        C++ compiler is needed. Embeddings differ by rounding only.
+        Whether `torch.compile` rewrites torch's image tower: it takes minutes and a C++
+        compiler, and changes embeddings by rounding only.
+    preprocessing : dict or None, default=None
+        "mean", "std", "interpolation" ("bicubic", "bilinear"), "resize_mode"
+        ("shortest", "longest", "squash") in place of what the weights say, or do not.
     jpeg_decoding : {"exact", "reduced"}, default="exact"
         "reduced" decodes large JPEG files at 1/2, 1/4 or 1/8 of their size, never
         below twice what the model sees: sooner, and a little different.
     normalize : bool, default=True
         Whether embeddings have unit Euclidean norm.
     on_error : {"raise", "nan"}, default="raise"
-        For an image that cannot be read: raise an error that names the row, or give a
-        row of NaN and its index in `failed_`.
+        For an image that cannot be read: an error that names the row, or a row of NaN
+        and its index in `failed_`.
     cache : None, "memory", path or object, default=None
         Where embeddings are kept, by the content of the image, the model and the
         intervention. None: in the memory of this process, the least recently used
         dropped beyond 512 MiB. "memory": the same without a bound. A path: a directory
-        that other processes and later runs use too. See
-        `skclip_icm.EmbeddingCache` for a bound on its size.
+        that other processes and later runs use too.
     n_jobs : int or None, default=None
-        Threads, or processes if `joblib.parallel_config` has set such a backend.
-        None: as it says, or a thread for each processor.
+        Threads, or processes if `joblib.parallel_config` has set such a backend. None:
+        as it says, or one for each processor.
     random_state : int, RandomState instance or None, default=0
         Seed of the interventions. With an int, a counterpart depends on the seed and
         the pixels only, not on the order or number of images.
@@ -98,7 +105,8 @@ class CLIPFeaturizer(
     See Also
     --------
     ICMTransformer : Uses the counterparts.
-    skclip_icm.EmbeddingCache : A cache on disk.
+    skclip_icm.EmbeddingCache : A cache on disk, of bounded size.
+    skclip_icm.unload_models : Free the memory of models.
 
     Notes
     -----
@@ -129,8 +137,11 @@ class CLIPFeaturizer(
             Interval(Integral, 1, None, closed="left"),
         ],
         "device": [str],
-        "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+        "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16", "int8"})],
+        "calibration": "no_validation",
+        "backend": [StrOptions({"auto", "torch", "openvino"})],
         "compile": ["boolean"],
+        "preprocessing": [dict, None],
         "jpeg_decoding": [StrOptions({"exact", "reduced"})],
         "normalize": ["boolean"],
         "on_error": [StrOptions({"raise", "nan"})],
@@ -150,7 +161,10 @@ class CLIPFeaturizer(
         batch_size="auto",
         device="auto",
         dtype="auto",
+        calibration=None,
+        backend="auto",
         compile=False,
+        preprocessing=None,
         jpeg_decoding="exact",
         normalize=True,
         on_error="raise",
@@ -166,7 +180,10 @@ class CLIPFeaturizer(
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.calibration = calibration
+        self.backend = backend
         self.compile = compile
+        self.preprocessing = preprocessing
         self.jpeg_decoding = jpeg_decoding
         self.normalize = normalize
         self.on_error = on_error
@@ -189,12 +206,7 @@ class CLIPFeaturizer(
         Returns
         -------
         self : CLIPFeaturizer
-            The featurizer itself.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `X` is no sequence of images, or a parameter is wrong.
+            Itself.
         """
         with tell_callbacks(self, X):
             self._check_images(X)
@@ -244,10 +256,8 @@ class CLIPFeaturizer(
 
         Raises
         ------
-        ImageError
-            If an image cannot be read, unless ``on_error="nan"``.
-        WeightsNotFoundError
-            If the model's weights cannot be had.
+        ImageError, WeightsNotFoundError
+            As `transform` does.
         """
         with tell_callbacks(self, X):
             self._check_images(X)
@@ -271,9 +281,7 @@ class CLIPFeaturizer(
         Raises
         ------
         ValueError
-            If neither the call nor the featurizer names an intervention.
-        ImageError
-            If an image cannot be read, unless ``on_error="nan"``.
+            If none is named.
         """
         chosen = self.interventions if interventions is None else interventions
         if chosen is None:
@@ -294,7 +302,7 @@ class CLIPFeaturizer(
         Returns
         -------
         T : ndarray of shape (m, d), float32
-            Embeddings, in the space of the image embeddings.
+            In the space of the image embeddings.
         """
         self._validate_params()
         return self._normalized(self._encoder().encode_text(texts))
@@ -305,18 +313,12 @@ class CLIPFeaturizer(
         Parameters
         ----------
         X : sequence of length n
-            A few images, see the notes of the class.
+            A few images.
 
         Returns
         -------
         display : skclip_icm.plotting.InterventionDisplay
-            One row for each image: as the model sees it, then each counterpart. Its
-            ``figure_`` is the matplotlib figure.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is missing (extra ``plot``).
+            A row for each image: as the model sees it, then its counterparts.
         """
         from skclip_icm.plotting import InterventionDisplay
 
@@ -355,14 +357,8 @@ class CLIPFeaturizer(
             failed[:] = sorted({*failed, *lost})
             return embeddings
 
-        shape = (len(Z), len(views), Z.shape[1])
-        paired = PairedEmbeddings(Z, LazyCounterparts(compute, shape))
-        # scikit-learn < 1.8 takes the index of a frame, not that of a Series.
-        is_series = hasattr(X, "to_frame") and not hasattr(X, "columns")
-        original = X.to_frame() if is_series else X
-        framed = _wrap_data_with_container("transform", Z, original, self)
-        # scikit-learn wraps the array without its counterparts.
-        return paired if framed is Z else attach_to_frame(framed, paired)
+        later = LazyCounterparts(compute, (len(Z), len(views), Z.shape[1]))
+        return in_container(PairedEmbeddings(Z, later), Z, X, self)
 
     def _embed(self, items, views, rows=None, expected=None):
         self._validate_params()
@@ -385,8 +381,9 @@ class CLIPFeaturizer(
         return self._normalized(embeddings), failed, contents
 
     def _encoder(self):
-        options = {"device": self.device, "dtype": self.dtype, "compile": self.compile}
-        return load_encoder(self.model_name, self.pretrained, **options)
+        names = "pretrained device dtype calibration backend compile preprocessing"
+        options = {name: getattr(self, name) for name in names.split()}
+        return load_encoder(self.model_name, **options)
 
     def _normalized(self, embeddings):
         if self.normalize:

@@ -1,7 +1,6 @@
 """The estimator that learns which embedding directions an intervention leaves alone."""
 
 import copy
-import warnings
 from numbers import Integral, Real
 
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
@@ -11,15 +10,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._estimators import Interval, RealNotInt, StrOptions, VersionedEstimator
 from skclip_icm._projection import arrays
-from skclip_icm._projection.differences import check_finite, find_source, given_pairs
-from skclip_icm._projection.directions import fit_rows, solve
-from skclip_icm._projection.groups import no_pairs
-from skclip_icm._projection.merging import merged
-from skclip_icm._projection.sums import OpenGroups, Sums
+from skclip_icm._projection.differences import check_finite, find_source
+from skclip_icm._projection.directions import fit_rows
+from skclip_icm._projection.groups import domain_rows
+from skclip_icm._projection.partial_fit import PartialFitMixin
 from skclip_icm.pairs import embedding_dtypes, find_paired, why_unpaired
 
 
 class ICMTransformer(
+    PartialFitMixin,
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -56,9 +55,12 @@ class ICMTransformer(
         `y`). A tuple (U, V) of arrays of shape (m, d): given pairs, such as captions
         and their edits. A tuple (U, V, weight), 0 < weight < 1: :math:`S_{do}` is
         (1 - weight) times that of interventional pairs plus weight times that of given.
-    center : bool, default=True
+    center : bool or "domain", default=True
         Whether to take the mean off, and to use the covariance for :math:`S` rather
-        than the second moment. Differences between pairs are never centred.
+        than the second moment. "domain" takes off the mean of each training domain
+        (needs `domains`): so does `fit_transform`, while `transform`, which cannot know
+        the domain of a row, takes off `mean_` until `adapt` has moved it to a new
+        domain. Differences between interventional pairs are never centred.
     rescale : bool, default=True
         Whether to scale the output such that training rows have mean squared norm 1,
         and `lam` does not change the meaning of a classifier's `C`.
@@ -72,7 +74,11 @@ class ICMTransformer(
     components_ : ndarray of shape (`n_components_`, `n_features_in_`)
         The directions, one a row. Orthonormal for the projection.
     mean_ : ndarray of shape (`n_features_in_`,)
-        Mean of the training rows; zeros if `center` is False.
+        Mean of the training rows, zeros if `center` is False; see `adapt`.
+    domains_ : ndarray of shape (n_domains,)
+        Labels of the training domains, with ``center="domain"``.
+    domain_means_ : ndarray of shape (n_domains, `n_features_in_`)
+        Their means, with ``center="domain"``.
     scale_ : float
         What the output is multiplied by.
     eigenvalues_ : ndarray of shape (`n_features_in_`,)
@@ -98,8 +104,8 @@ class ICMTransformer(
     -----
     Time :math:`O(n d^2 + d^3)`, memory :math:`O(d^2)`; sums are in float64. The
     projection of n rows and p pairs with n + p < d takes :math:`O((n + p)^2 d)`.
-    Not from the paper: `center`, the automatic number of directions, `rescale`,
-    `invariance_`, the whitening, and all pairs but interventional ones.
+    Not from the paper: `center`, `adapt`, the automatic number of directions,
+    `rescale`, `invariance_`, the whitening, and all pairs but interventional ones.
 
     References
     ----------
@@ -135,7 +141,7 @@ class ICMTransformer(
         "lam": [Interval(Real, 0, None, closed="left")],
         "method": [StrOptions({"projection", "whitening"})],
         "pairs": [StrOptions({"interventional", "domain", "class"}), tuple, list],
-        "center": ["boolean"],
+        "center": ["boolean", StrOptions({"domain"})],
         "rescale": ["boolean"],
         "shrinkage": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     }
@@ -173,7 +179,7 @@ class ICMTransformer(
             Embeddings of the same images after each of k interventions, in place of
             the counterparts that `X` may carry.
         domains : array-like of shape (n,), default=None
-            Domain labels, for domain pairs.
+            Domain labels, for domain pairs and ``center="domain"``.
 
         Returns
         -------
@@ -194,19 +200,13 @@ class ICMTransformer(
             self.__dict__ = vars(after)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y=None, *, X_do=None, domains=None):
-        """Learn from one more chunk of rows.
-
-        Any split of the rows gives what `fit` gives on all of them, up to rounding.
-        The sums that this needs stay with the transformer: two d x d matrices, or one
-        for each class (and domain) with class and domain pairs. `fit` starts anew and
-        keeps none. A chunk that raises changes nothing.
+    def fit_transform(self, X, y=None, *, X_do=None, domains=None):
+        """Learn the directions and map the same rows to them.
 
         Parameters
         ----------
         X : array-like of shape (n, d)
-            Embeddings, at least one row.
+            Embeddings, as for `fit`.
         y : array-like of shape (n,), default=None
             Class labels, as for `fit`.
         X_do : array-like of shape (n, d) or (n, k, d), default=None
@@ -216,59 +216,73 @@ class ICMTransformer(
 
         Returns
         -------
-        self : ICMTransformer
-            The transformer, fitted once there are pairs.
-
-        Raises
-        ------
-        ValueError
-            If the chunk does not fit the earlier ones, which stay, or as for `fit`.
-
-        Examples
-        --------
-        >>> from skclip_icm import ICMTransformer
-        >>> from skclip_icm.datasets import make_causal_embeddings
-        >>> Z = make_causal_embeddings(n_samples=500, random_state=0).embeddings
-        >>> icm = ICMTransformer(lam=10).partial_fit(Z[:200]).partial_fit(Z[200:500])
-        >>> icm.merge(ICMTransformer(lam=10).partial_fit(Z[500:])).n_samples_seen_
-        1000
+        X_new : ndarray of shape (n, `n_components_`)
+            What `transform` returns, and with ``center="domain"`` that less the mean
+            of each row's domain.
         """
-        after = copy.copy(self)
-        after._sums = copy.deepcopy(getattr(self, "_sums", None))
-        if hasattr(self, "components_") and after._sums is None:
-            warnings.warn(
-                "fit keeps no sums, so partial_fit starts anew: use it for all rows.",
-                stacklevel=2,
-            )
-        after._add_rows(X, y, X_do, domains)
-        after._solve(after._sums.total())
-        self.__dict__ = vars(after)
-        return self
+        self.fit(X, y, X_do=X_do, domains=domains)
+        if self.center != "domain":
+            return self._map(X, "transform")
+        mapped = self._map(X, "transform")
+        shifts = (self.domain_means_ - self.mean_) @ self.components_.T * self.scale_
+        codes = domain_rows(mapped.shape[0], domains)[1]
+        shifts = arrays.take_rows(shifts, codes)
+        return mapped - arrays.wide(mapped)[0].astype(shifts, mapped.dtype)
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def merge(self, other):
-        """Add the rows that another transformer has seen.
+    def adapt(self, X, *, prior_weight=10.0):
+        r"""Centre on a new domain, by embeddings of it that need no labels.
+
+        Whatever shifts all embeddings of a domain alike, as another camera does, goes
+        with their mean. A few dozen rows suffice for most of it. The shares of the
+        classes among them should be like those in training: if they are not, what
+        separates the classes goes as well.
 
         Parameters
         ----------
-        other : ICMTransformer
-            One with the same parameters that has seen others; it stays as it is.
+        X : array-like of shape (n, d)
+            Embeddings of the new domain.
+        prior_weight : float, default=10.0
+            Number k of rows that the mean :math:`m` of the training rows counts as:
+            with the mean :math:`m_X` of `X`, the new `mean_` is
+            :math:`(n\,m_X + k\,m) / (n + k)`.
 
         Returns
         -------
-        self : ICMTransformer
-            The transformer, fitted to the rows of both.
+        icm : ICMTransformer
+            A fitted copy with the new `mean_`; this one stays as it is.
 
         Raises
         ------
         ValueError
-            If parameters, features or pairs differ, or one was fitted by `fit`.
+            If `center` is False, `prior_weight` is negative, or `X` is not as wide as
+            in training.
+
+        See Also
+        --------
+        skclip_icm.adapt : The same for a fitted pipeline or search.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skclip_icm import ICMTransformer
+        >>> rng = np.random.default_rng(0)
+        >>> Z = rng.normal(size=(500, 8))
+        >>> icm = ICMTransformer().fit(Z, X_do=Z + rng.normal(size=(500, 8)) / 3)
+        >>> shifted = Z + 5
+        >>> bool(abs(icm.adapt(shifted).transform(shifted).mean()) < 0.1)
+        True
         """
-        after = copy.copy(self)
-        after.__dict__.update(merged(self, other))
-        after._solve(after._sums.total())
-        self.__dict__ = vars(after)
-        return self
+        check_is_fitted(self)
+        if self.center is False:
+            raise ValueError(
+                "center=False, so there is no mean to adapt: fit with center=True or "
+                'center="domain".'
+            )
+        X = validate_data(self, X, dtype=arrays.floats(X), reset=False)
+        arrays.check_same_library(X, self.components_, "adapt")
+        adapted = copy.deepcopy(self)
+        adapted.mean_ = arrays.moved_mean(self.mean_, X, prior_weight)
+        return adapted
 
     def transform(self, X):
         """Map embeddings to the kept directions.
@@ -358,40 +372,11 @@ class ICMTransformer(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
                 "features of X. Give at most that many."
             )
-        source = find_source(self.pairs, X, paired, unpaired, y, X_do, domains)
+        source = find_source(
+            self.pairs, self.center, X, paired, unpaired, y, X_do, domains
+        )
         self._kind = source.kind
         return X, source
-
-    def _add_rows(self, X, y=None, X_do=None, domains=None, groups=None):
-        """Add a chunk of rows; `groups` have the sizes of all chunks together."""
-        so_far, kind = getattr(self, "_sums", None), getattr(self, "_kind", None)
-        X, source = self._check(X, y, X_do, domains, reset=so_far is None)
-        if so_far is None:
-            opened = source.keys and groups is None
-            self._sums = OpenGroups() if opened else Sums(X, groups)
-        elif kind != source.kind:
-            raise ValueError(
-                f"The pairs so far are {kind!r}, these are {source.kind!r}: give every "
-                "chunk the same kind of pairs, or fit anew."
-            )
-        self._sums.update(X, source)
-
-    def _finish(self):
-        """Find the directions once all chunks are in."""
-        sums = self._sums
-        if sums.means is not None:  # of these rows only, so not kept
-            sums, self._sums = sums.close(), None
-        if not self._solve(sums):
-            raise ValueError(no_pairs(self._kind))
-        return self
-
-    def _solve(self, sums):
-        """Set the fitted attributes, if there are pairs; say whether there are."""
-        given = given_pairs(self.pairs, sums.mean[None, :])
-        if not sums.n_pairs and self._kind != "given":
-            return False
-        self._set(solve(sums, given, self.get_params(deep=False)))
-        return True
 
     def _set(self, fitted):
         self.__dict__.update(fitted, _n_features_out=fitted["n_components_"])

@@ -1,10 +1,13 @@
 """Scoring under intervention, for choosing parameters without target labels."""
 
+import warnings
+
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_regressor
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 
 from skclip_icm._estimators import (
@@ -13,20 +16,22 @@ from skclip_icm._estimators import (
     describe,
     find_step,
     is_featurizer,
+    is_icm,
     validate_parameter_constraints,
     validate_params,
 )
 from skclip_icm.interventions import resolve_interventions
+from skclip_icm.interventions._intervene import parts_of
 from skclip_icm.pairs import find_paired
 
-#: Separate interventions, for validation.
-VALIDATION_INTERVENTIONS = (
-    "color_jitter",
-    "gaussian_blur",
-    "invert",
-    "equalize",
-    "hue",
-)
+#: Separate interventions for validation, none of which is in "photometric".
+VALIDATION_INTERVENTIONS = ("invert", "equalize", "grayscale")
+
+#: Candidates of the ready grid, those of the benchmarks.
+LAMS = (0.3, 1, 3, 10, 100, 1000)
+SHRINKAGES = (0.003, 0.03, 0.3, 3, "auto")
+CS = (0.1, 1, 10, 100)
+
 _AGGREGATES = {"mean": np.mean, "worst": np.min}
 
 
@@ -99,7 +104,7 @@ def interventional_scorer(
 @validate_params(
     {
         "estimator": [HasMethods(["fit"])],
-        "param_grid": [dict, list],
+        "param_grid": [dict, list, None],
         "scoring": [str, callable, None],
         "interventions": [str, list, tuple, callable, None],
     },
@@ -107,7 +112,7 @@ def interventional_scorer(
 )
 def invariant_search(
     estimator,
-    param_grid,
+    param_grid=None,
     *,
     scoring=None,
     interventions=None,
@@ -117,21 +122,26 @@ def invariant_search(
 
     Stratified folds of the training rows are scored under each of several separate
     interventions, and a candidate counts for its worst score. Of the rules compared in
-    the documentation, leaving training domains out among them, this one did best.
+    the documentation, leaving training domains out among them, this one did best. The
+    interventions should be others than those that the estimator is fitted with, or a
+    candidate is preferred that only undoes these; a warning names what overlaps.
 
     Parameters
     ----------
     estimator : estimator
         A pipeline over images with a `CLIPFeaturizer`, or any estimator over
         `PairedEmbeddings`.
-    param_grid : dict or list of dict
-        Candidates, as in `sklearn.model_selection.GridSearchCV`.
+    param_grid : dict, list of dict or None, default=None
+        Candidates, as in `sklearn.model_selection.GridSearchCV`. None, for a pipeline
+        with an `ICMTransformer`: no ICM at all ("passthrough"), projections by six
+        values of `lam`, and whitenings by five of `shrinkage`, each times four of the
+        parameter `C`, if its last step has one.
     scoring : str, callable or None, default=None
         What to measure. None takes the estimator's own score.
     interventions : str, callable, list or None, default=None
-        Interventions to validate under. None takes five separate ones for images, of
-        which the default "photometric" composes some for fitting, and for
-        `PairedEmbeddings` the counterparts that they carry.
+        Interventions to validate under. None takes "invert", "equalize" and
+        "grayscale" for images, and for `PairedEmbeddings` the counterparts that they
+        carry.
     **search_params : dict
         Other parameters of `sklearn.model_selection.GridSearchCV`, such as `cv`.
         Unless they are given, `error_score` is "raise", and `cv` five shuffled folds,
@@ -141,6 +151,17 @@ def invariant_search(
     -------
     search : sklearn.model_selection.GridSearchCV
         The search, not yet fitted.
+
+    Raises
+    ------
+    ValueError
+        If there is no `param_grid`, and no pipeline with an `ICMTransformer` to make
+        one for, or as for `interventional_scorer`.
+
+    Warns
+    -----
+    UserWarning
+        If an intervention to validate under is one that is fitted with.
 
     See Also
     --------
@@ -162,10 +183,53 @@ def invariant_search(
     scorer = _make_scorer(
         scoring, interventions, "worst", False, on_images=VALIDATION_INTERVENTIONS
     )
+    if param_grid is None:
+        param_grid = _ready_grid(estimator)
+    _warn_of_overlap(estimator, interventions or VALIDATION_INTERVENTIONS)
     search_params.setdefault("error_score", "raise")
     folds = KFold if is_regressor(estimator) else StratifiedKFold
     search_params.setdefault("cv", folds(5, shuffle=True, random_state=0))
     return GridSearchCV(estimator, param_grid, scoring=scorer, **search_params)
+
+
+def _ready_grid(estimator):
+    """Return candidates for a pipeline by its steps."""
+    steps = estimator.steps if isinstance(estimator, Pipeline) else []
+    names = [name for name, step in steps if is_icm(step)]
+    if not names:
+        raise ValueError(
+            "There is no param_grid, and no Pipeline with an ICMTransformer among its "
+            f"steps to make one for; got {describe(estimator)}. Pass param_grid."
+        )
+    icm, (last, classifier) = names[0], steps[-1]
+    has_c = "C" in classifier.get_params() if hasattr(classifier, "get_params") else 0
+    of_classifier = {f"{last}__C": CS} if has_c else {}
+    kinds: list[dict] = [
+        {icm: ["passthrough"]},
+        {f"{icm}__method": ["projection"], f"{icm}__lam": LAMS},
+        {f"{icm}__method": ["whitening"], f"{icm}__shrinkage": SHRINKAGES},
+    ]
+    return [
+        {name: list(v) for name, v in {**k, **of_classifier}.items()} for k in kinds
+    ]
+
+
+def _warn_of_overlap(estimator, validation):
+    """Warn where a featurizer is fitted with an intervention to validate under."""
+    found = find_step(estimator, is_featurizer)
+    fitted = None if found is None else found.step.get_params().get("interventions")
+    if fitted is None:
+        return
+    known, also = parts_of(fitted), parts_of(validation)
+    both = [name for key, name in also.items() if key in known]
+    if both:
+        warnings.warn(
+            f"The featurizer is fitted with {', '.join(both)}, which candidates are "
+            "validated under as well: one that only undoes this may be preferred. "
+            "Choose other interventions for one of the two.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _make_scorer(scoring, interventions, aggregate, include_original, on_images=None):

@@ -1,10 +1,10 @@
 """Embeddings that carry the embeddings of their intervened counterparts."""
 
-import threading
-
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
+from sklearn.utils._set_output import _wrap_data_with_container
 
+from skclip_icm._locks import Lock
 from skclip_icm._projection.arrays import floats
 from skclip_icm._projection.differences import as_floats, check_counterparts
 
@@ -255,7 +255,7 @@ class LazyCounterparts:
     def __init__(self, compute, shape):
         self.shape = shape
         self._compute = compute
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._values = np.empty(shape, dtype=np.float32)
         self._missing = np.ones(shape[0], dtype=bool)
 
@@ -306,6 +306,19 @@ class _CarriedByFrame(dict):
         selected = self._paired[rows]
         same = np.array_equal(frame.to_numpy(), np.asarray(selected), equal_nan=True)
         return selected if same else None
+
+
+def in_container(paired, Z, X, estimator):
+    """Return `paired`, or `Z` in the frame that ``set_output`` of `estimator` asks for.
+
+    `X` is what the estimator was given; the frame takes its index.
+    """
+    # scikit-learn < 1.8 takes the index of a frame, not that of a Series.
+    is_series = hasattr(X, "to_frame") and not hasattr(X, "columns")
+    original = X.to_frame() if is_series else X
+    frame = _wrap_data_with_container("transform", Z, original, estimator)
+    # scikit-learn wraps the array without its counterparts.
+    return paired if frame is Z else attach_to_frame(frame, paired)
 
 
 def attach_to_frame(frame, paired):

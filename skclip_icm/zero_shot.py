@@ -1,5 +1,6 @@
 """Classify images by the names of the classes, in the invariant subspace."""
 
+import copy
 import hashlib
 from collections.abc import Mapping
 
@@ -7,14 +8,12 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils import check_consistent_length
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._encoding.stores import open_cache
 from skclip_icm._estimators import HasMethods, VersionedEstimator
-from skclip_icm._projection.groups import as_python, check_labels
-from skclip_icm.interventions._captions import check_templates, check_texts, fill
+from skclip_icm._prompts import name_classes, prompts_of
 from skclip_icm.pairs import find_paired
 
 
@@ -62,6 +61,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         Clone of `featurizer`.
     icm_ : ICMTransformer or None
         Fitted clone of `icm`.
+    shift_ : ndarray of shape (d,)
+        What is added to the embeddings of images; zeros until `adapt`.
     n_features_in_ : int
         Width d of the embeddings.
 
@@ -140,15 +141,50 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         """
         if y is not None:
             check_consistent_length(X, y)
-        self.classes_, names = _name_classes(self.class_names, y)
-        prompts = _prompts(self.classes_, names, self.templates)
+        self.classes_, names = name_classes(self.class_names, y)
+        prompts = prompts_of(self.classes_, names, self.templates)
         self.featurizer_ = clone(self.featurizer)
         self.text_embeddings_ = _class_embeddings(self.featurizer_, prompts)
         self.n_features_in_ = self.text_embeddings_.shape[1]
         self.logit_scale_ = self.featurizer_._encoder().logit_scale
         with tell_callbacks(self, X):
             self.icm_ = self._fit_icm(X)
+        self.shift_ = np.zeros(self.n_features_in_, dtype=np.float32)
         return self
+
+    def adapt(self, X, *, prior_weight=10.0):
+        """Centre images on a new domain, by some of it that need no labels.
+
+        Parameters
+        ----------
+        X : sequence of n images or array-like of shape (n, d)
+            Images or embeddings of the new domain.
+        prior_weight : float, default=10.0
+            Number of rows that the mean in training counts as, see
+            `ICMTransformer.adapt`.
+
+        Returns
+        -------
+        classifier : ZeroShotClassifier
+            A fitted copy; this one stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If there is no `icm`, which knows the mean in training.
+        """
+        check_is_fitted(self)
+        if self.icm_ is None:
+            raise ValueError(
+                "icm=None, so the mean in training is not known: give an "
+                "ICMTransformer, and images to fit."
+            )
+        Z = np.asarray(self._embed(X, self.featurizer_.transform))
+        mean = self.icm_.mean_
+        moved = self.icm_.adapt(Z, prior_weight=prior_weight).mean_
+        adapted = copy.copy(self)
+        adapted.shift_ = (mean - moved).astype(np.float32)
+        return adapted
 
     def predict(self, X):
         """Return the class whose prompts are nearest.
@@ -219,6 +255,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         check_is_fitted(self)
         Z = np.asarray(self._embed(X, self.featurizer_.transform))
         T = self.text_embeddings_
+        if self.shift_.any():
+            Z = Z + self.shift_
         if self.icm_ is not None:
             Z, T = self.icm_.project(Z), self.icm_.project(T)
         return self.logit_scale_ * (_unit(Z) @ _unit(T).T)
@@ -238,107 +276,6 @@ def _holds_embeddings(X):
         return X.shape[1] > 1  # a frame of images has one column
     kind = getattr(getattr(X, "dtype", None), "kind", "")
     return kind == "f" and X.ndim == 2
-
-
-def _name_classes(class_names, y):
-    """Return the labels of the classes, and the names of each."""
-    if y is not None:
-        y = check_labels(y, "y", _num_samples(y))
-        check_classification_targets(y)
-    if class_names is None:
-        if y is None:
-            raise ValueError(
-                "The classes have no names: give class_names, such as ['cat', 'dog'], "
-                "or labels y."
-            )
-        labels = np.unique(y)
-        return labels, [[str(label)] for label in labels]
-    if isinstance(class_names, Mapping):
-        names = _synonyms(class_names.values())
-        labels = np.array(list(class_names))
-    else:
-        names = _synonyms(class_names)
-        labels = np.array([synonyms[0] for synonyms in names])
-        if y is not None and y.dtype.kind in "biuf":
-            labels = np.arange(len(names))
-    _check_distinct(names)
-    if y is None:
-        return labels, names
-    _check_named(y, labels)
-    if y.dtype.kind in "biuf":
-        coded = labels.astype(y.dtype)
-        # Of more classes than its type can count, y holds some only.
-        labels = coded if (coded == labels).all() else labels
-    order = np.argsort(labels)
-    return labels[order], [names[i] for i in order]
-
-
-def _synonyms(class_names):
-    """Return the names of each class as a list."""
-    if isinstance(class_names, str):
-        check_texts(class_names, "class_names")  # which raises
-    several = [isinstance(entry, list | tuple) and entry for entry in class_names]
-    check_texts(
-        [s[0] if s else e for s, e in zip(several, class_names, strict=True)],
-        "class_names",
-    )
-    return [
-        check_texts(some, f"class_names[{i}]") if some else [entry]
-        for i, (some, entry) in enumerate(zip(several, class_names, strict=True))
-    ]
-
-
-def _check_distinct(classes):
-    names = [name for names in classes for name in dict.fromkeys(names)]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(
-            f"class_names holds {min(twice)!r} more than once; the prompts of two "
-            "classes must differ."
-        )
-
-
-def _check_named(y, labels):
-    unknown = np.flatnonzero(~np.isin(y, labels))
-    if unknown.size:
-        shown = ", ".join(repr(label) for label in labels[:5].tolist())
-        more = ", ..." if len(labels) > 5 else ""
-        raise ValueError(
-            f"y[{unknown[0]}] is {as_python(y[unknown[0]])!r}, an unknown class: "
-            f"class_names names the {len(labels)} labels {shown}{more}. A list names "
-            "the labels 0, 1, ... in this order, or is the list of the labels. For "
-            "other labels give a dict, such as {-1: 'intact', 1: 'broken'}."
-        )
-
-
-def _prompts(labels, names, templates):
-    """Return the prompts of each class."""
-    if isinstance(templates, Mapping):
-        by_class = _templates_by_class(labels, templates)
-    else:
-        templates = [templates] if isinstance(templates, str) else templates
-        by_class = [check_templates(templates, "templates")] * len(labels)
-    # A prompt without a slot is the same for all names.
-    return [
-        list(dict.fromkeys(fill(template, name) for template in some for name in its))
-        for some, its in zip(by_class, names, strict=True)
-    ]
-
-
-def _templates_by_class(labels, templates):
-    labels = labels.tolist()
-    wrong = [label for label in templates if label not in labels]
-    wrong += [label for label in labels if label not in templates]
-    if wrong:
-        raise ValueError(
-            f"templates has the labels {list(templates)}, expected those of all "
-            f"classes, {labels}: they differ in {wrong[0]!r}. Give each class its "
-            "prompts, or a list of templates for all."
-        )
-    return [
-        check_texts([t] if isinstance(t, str) else t, f"templates[{label!r}]")
-        for label, t in ((label, templates[label]) for label in labels)
-    ]
 
 
 def _class_embeddings(featurizer, prompts):

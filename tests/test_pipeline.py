@@ -18,9 +18,11 @@ from sklearn.model_selection import (
     FixedThresholdClassifier,
     GridSearchCV,
     LeaveOneGroupOut,
+    ParameterGrid,
     cross_val_predict,
     cross_val_score,
 )
+from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -322,6 +324,31 @@ def test_a_scorer_that_is_not_called_is_an_error():
     )
     with pytest.raises(ValueError, match=r"call it, scoring=interventional_scorer\(\)"):
         search.fit(Z, [0, 1] * 4)
+
+
+def test_the_ready_grid_has_no_icm_both_methods_and_c_in_it():
+    pipe = make_pipeline()
+    grid = list(ParameterGrid(invariant_search(pipe).param_grid))
+    assert len(grid) == (1 + 6 + 5) * 4
+    assert {"icm": "passthrough", "clf__C": 1} in grid
+    assert {"icm__method": "projection", "icm__lam": 1000, "clf__C": 100} in grid
+    assert {"icm__method": "whitening", "icm__shrinkage": "auto", "clf__C": 1} in grid
+    centroid = Pipeline([("icm", ICMTransformer()), ("clf", NearestCentroid())])
+    assert len(ParameterGrid(invariant_search(centroid).param_grid)) == 12
+    with pytest.raises(ValueError, match="no Pipeline with an ICMTransformer"):
+        invariant_search(LogisticRegression())
+
+
+def test_validation_under_what_is_fitted_with_is_a_warning(recwarn):
+    pipe = make_pipeline()
+    invariant_search(pipe)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="fitted with solarize, which candidates"):
+        invariant_search(pipe, interventions=["invert", "solarize"])
+    own = lambda image: image  # noqa: E731
+    pipe[0].set_params(interventions=own)
+    with pytest.warns(UserWarning, match="fitted with <lambda>"):
+        invariant_search(pipe, interventions=[own, "invert"])
 
 
 def test_invariant_search_does_not_go_on_without_counterparts():

@@ -18,7 +18,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer, ZeroShotClassifier
-from skclip_icm._encoding.encoder import unload_encoders
+from skclip_icm._encoding.encoder import unload_models
 from skclip_icm._encoding.stores import _MemoryStore
 
 LONG = 300  # seconds after which a process is taken to hang
@@ -85,7 +85,7 @@ def test_threads_that_ask_for_the_same_counterparts(images):
 
 
 def test_threads_load_one_model(images):
-    unload_encoders()
+    unload_models()
     featurizers = [CLIPFeaturizer("demo", cache=_MemoryStore()) for _ in range(4)]
 
     def work(number):
@@ -161,11 +161,11 @@ FORK = """
 import multiprocessing, sys, time
 import numpy as np, torch
 from skclip_icm import CLIPFeaturizer
-from skclip_icm._encoding.encoder import unload_encoders
+from skclip_icm._encoding.encoder import unload_models
 
 def work():
     assert np.allclose(featurizer.encode_text(texts), expected, atol=1e-5)
-    unload_encoders()
+    unload_models()
     assert np.allclose(featurizer.encode_text(texts), expected, atol=1e-5)
 
 torch.set_num_threads(2)

@@ -3,63 +3,96 @@
 import hashlib
 import json
 import os
-import threading
+import warnings
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from skclip_icm._encoding import openvino_tower
 from skclip_icm._encoding.folding import fold_batch_norm
+from skclip_icm._encoding.options import (
+    check_backend,
+    check_dtype,
+    check_texts,
+    find_device,
+    has_native_bfloat16,
+    suits_openvino,
+)
+from skclip_icm._encoding.quantizing import Calibration
+from skclip_icm._encoding.torch_tower import TorchTower, on_raw_pixels
 from skclip_icm._encoding.weights import (
     WeightsNotFoundError,
     create_model,
     create_tokenizer,
     find_source,
 )
+from skclip_icm._locks import Lock
 
-__all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_encoders"]
+__all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_models"]
 
 # Part of every fingerprint: raised when a change here moves the embeddings.
-_NUMERICS_VERSION = 1
+_NUMERICS_VERSION = 2
 _MAX_TEXTS = 256
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_MAX_MODELS = 4
 
-_encoders = {}
-_lock = threading.RLock()
+_encoders = OrderedDict()
+_lock = Lock()
 _PROCESS = os.getpid()
 
 
-def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile=False):
+def load_encoder(
+    model_name,
+    pretrained,
+    *,
+    device="auto",
+    dtype="auto",
+    compile=False,
+    preprocessing=None,
+    backend="auto",
+    calibration=None,
+):
     """Load a model, or return it if this process has it already.
+
+    The models that were used last are kept, up to four.
 
     Parameters
     ----------
-    model_name : str
-        A built-in name of open_clip, "hf-hub:organisation/repository",
-        "local-dir:path", or "demo".
-    pretrained : str, path or None
-        For a built-in name, the tag or the file of the weights. Ignored otherwise.
+    model_name, pretrained : str
+        As for `CLIPFeaturizer`.
     device : str or torch.device, default="auto"
         "auto" is the first of cuda, mps and cpu that is there.
-    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+    dtype : {"auto", "float32", "bfloat16", "float16", "int8"}, default="auto"
         What the model computes in. "auto" is bfloat16 where the device computes it
         natively and the image tower is a transformer, else float32.
     compile : bool, default=False
         Whether `torch.compile` rewrites the image tower.
+    preprocessing : dict, optional
+        Of "mean", "std", "interpolation" and "resize_mode", those that shall stand in
+        place of what the weights say or, if they say nothing, of CLIP's own.
+    backend : {"auto", "torch", "openvino"}, default="auto"
+        What computes the image tower. "auto" is OpenVINO on a CPU, if it is installed,
+        can convert the model, and `compile` is not set; else torch.
+    calibration : sequence of images or None, default=None
+        For int8, what to quantise the model by. Ignored otherwise.
 
     Returns
     -------
     encoder : Encoder
-        One object per process for the same weights, device, dtype and `compile`.
+        One object per process for the same weights, device, dtype, `compile` and
+        backend, as long as it is kept.
 
     Raises
     ------
     ValueError
-        If a name, tag, device or dtype is unknown or not available here, or if the
-        weights do not fit the model.
+        If an option is unknown, not available here or not to be had with another, if
+        the weights do not fit the model, or if int8 changes the embeddings too much.
     WeightsNotFoundError
         If the weights cannot be had. They are never replaced by random ones.
+    ImportError
+        If OpenVINO is asked for, or NNCF needed, and is not installed.
     RuntimeError
-        If `compile` is set and torch cannot compile here.
+        If torch cannot compile here, or OpenVINO not convert, as was asked for.
 
     Examples
     --------
@@ -68,14 +101,17 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
     >>> encoder.encode_text(["a cat", "a dog"]).shape
     (2, 1280)
     """
-    source = find_source(model_name, pretrained)
-    device = _find_device(device)
-    _check_dtype(dtype, device)
-    wanted = source, device, dtype, bool(compile)
+    source = find_source(model_name, pretrained, preprocessing)
+    device = find_device(device)
+    check_dtype(dtype, device)
+    check_backend(backend, dtype, device, compile)
+    sample = Calibration(calibration) if dtype == "int8" else None
+    options = source, device, dtype, bool(compile), backend
+    wanted = *options, sample and sample.key
     with _lock:
         if wanted not in _encoders:
-            encoder = _in_usable_thread(Encoder, *wanted)
-            # The same weights may have been reached by another name or dtype="auto".
+            encoder = _in_usable_thread(Encoder, *options, sample)
+            # The same model may have been reached by another name or by "auto".
             _encoders[wanted] = next(
                 (
                     other
@@ -85,16 +121,22 @@ def load_encoder(model_name, pretrained, *, device="auto", dtype="auto", compile
                 ),
                 encoder,
             )
+        _encoders.move_to_end(wanted)
+        while len(set(map(id, _encoders.values()))) > _MAX_MODELS:
+            _encoders.popitem(last=False)
         return _encoders[wanted]
 
 
-def unload_encoders():
-    """Forget the models of this process, to free their memory.
+def unload_models():
+    """Free the memory of the models that this process keeps.
+
+    The four that were used last are kept. One that is needed again is loaded again;
+    calls that are running finish with what they have.
 
     Examples
     --------
-    >>> from skclip_icm._encoding.encoder import unload_encoders
-    >>> unload_encoders()
+    >>> from skclip_icm import unload_models
+    >>> unload_models()
     """
     with _lock:
         _encoders.clear()
@@ -111,16 +153,16 @@ class Encoder:
         Height and width of the model's input, in pixels.
     fingerprint : str
         SHA-256 in hex of all that decides the embeddings but the device: every byte
-        of the weights, architecture, activation, preprocessing and dtype. Compiling
-        changes no more than rounding, as the batch size does, so it is left out.
+        of the weights, architecture, activation, preprocessing, dtype and backend.
+        Compiling, as the batch size, changes no more than rounding.
     device : torch.device
         Where the model is.
     dtype : str
         What it computes in.
+    backend : {"torch", "openvino"}
+        What computes the image tower. Texts are always torch's.
     batch_size : int
         Images per forward pass that suit the device.
-    max_batch_size : int or None
-        A bound found by running out of the device's memory; None as long as none was.
     compile : bool
         Whether the image tower is compiled.
     recipe : dict
@@ -131,28 +173,25 @@ class Encoder:
         What is added to them, for models trained with a sigmoid loss.
     """
 
-    def __init__(self, source, device, dtype, compile=False):
+    def __init__(self, source, device, dtype, compile, backend, sample):
         import torch
         from open_clip.transform import PreprocessCfg, image_transform_v2
-
-        from skclip_icm._encoding.class_token import drop_unused_tokens
 
         self._source = source
         self._tokenize = None
         model, identity = create_model(source)
         is_convolutional = _count(model.visual, torch.nn.Conv2d) > 1
         if dtype == "auto":
-            native = _has_native_bfloat16(device) and not is_convolutional
+            # Of a convolutional tower's embeddings, too little is left in bfloat16: on
+            # photographs, the demo encoder's have a cosine of 0.991.
+            native = has_native_bfloat16(device) and not is_convolutional
             dtype = "bfloat16" if native else "float32"
         self.device, self.dtype, self.compile = device, dtype, compile
         # On a CPU, activations that outgrow the C library's threshold for mapped
-        # memory are paged in anew on every pass: for a convolutional tower that takes
-        # as long as the arithmetic from 16 images on.
-        # A transformer is as fast with 8 as with 64 where a batch has a processor to
-        # itself; few images should still make batches for all processors.
+        # memory are paged in anew on every pass, which costs convolutional towers most;
+        # and few images should still make batches for all processors.
         on_cpu = 8 if is_convolutional else 16
         self.batch_size = on_cpu if device.type == "cpu" else 256
-        self.max_batch_size = None
 
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
         if isinstance(preprocess.size, list):  # height and width, from JSON
@@ -161,40 +200,51 @@ class Encoder:
         # What is left out converts to RGB, to a tensor, and normalises it.
         self._geometry = transform.transforms[:-3]
         self.image_size = tuple(preprocess.input_size[1:])
-        self._mean, self._std = (
-            torch.tensor(value, device=device).view(3, 1, 1)
-            for value in (preprocess.mean, preprocess.std)
-        )
-        settings = [_NUMERICS_VERSION, identity, vars(preprocess), dtype]
-        self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
 
-        example = torch.zeros(1, 3, *self.image_size)
-        if _count(model.visual, torch.nn.BatchNorm2d):
-            fold_batch_norm(model.visual, example)
-        drop_unused_tokens(model.visual, example)
-        self._layout = (
-            torch.channels_last if is_convolutional else torch.contiguous_format
-        )
-        self._model = model.to(device, getattr(torch, dtype))
-        self._model.visual.to(memory_format=self._layout)
+        settings = [_NUMERICS_VERSION, identity, vars(preprocess)]
+        self._quantizer = None
+        if sample is not None:
+            self._quantizer = sample.quantizer(self.resize, not is_convolutional)
+        self._model = model
+        self.backend, self._tower = "openvino", None
+        if backend == "openvino" or (
+            backend == "auto" and suits_openvino(device, compile)
+        ):
+            self._tower = self._convert(preprocess, settings, backend)
+        if self._tower is None:
+            self.backend = "torch"
+            example = torch.zeros(1, 3, *self.image_size)
+            if _count(model.visual, torch.nn.BatchNorm2d):
+                fold_batch_norm(model.visual, example)
+        self.fingerprint = _digest([*settings, *self._numerics()])
+
+        # Texts are quick, and there is no int8 for them.
+        model.to(device, getattr(torch, "float32" if dtype == "int8" else dtype))
+        if self.backend == "torch":
+            kinds = torch.contiguous_format, torch.channels_last
+            layout = kinds[is_convolutional]
+            model.visual.to(memory_format=layout)
+            self._tower = TorchTower(model, preprocess, device, dtype, layout)
         blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
         self.n_features = self.encode_images(blank).shape[1]
         if compile:
-            self._compile(blank)
+            self._tower.compile(source.name, blank)
 
     @property
     def recipe(self):
-        """Parameters with which `load_encoder` loads the same in another process."""
+        """Parameters for `load_encoder`, see the class."""
         return {
             "model_name": self._source.name,
             "pretrained": self._source.pretrained,
             "device": str(self.device),
             "dtype": self.dtype,
             "compile": self.compile,
+            "preprocessing": dict(self._source.preprocessing),
+            "backend": self.backend,
+            "calibration": self._quantizer and self._quantizer.pixels,
         }
 
     def resize(self, image):
@@ -241,12 +291,7 @@ class Encoder:
                 f"expected (b, {', '.join(map(str, expected))}) and torch.uint8. Use "
                 "Encoder.resize on every image first."
             )
-        with torch.inference_mode():
-            # open_clip's arithmetic, in float32 whatever the model computes in.
-            batch = pixels.to(self.device, non_blocking=True).to(torch.float32)
-            batch = batch.div_(255).sub_(self._mean).div_(self._std)
-            batch = batch.to(getattr(torch, self.dtype), memory_format=self._layout)
-            return _to_numpy(self._model.encode_image(batch, normalize=False))
+        return self._tower.encode(pixels)
 
     def encode_text(self, texts):
         """Embed texts.
@@ -270,7 +315,7 @@ class Encoder:
         WeightsNotFoundError
             If the tokenizer's files cannot be had.
         """
-        _check_texts(texts)
+        check_texts(texts)
         with _lock:
             if self._tokenize is None:
                 self._tokenize = create_tokenizer(self._source)
@@ -289,20 +334,40 @@ class Encoder:
                 parts.append(_to_numpy(features))
         return np.concatenate(parts)
 
-    def _compile(self, blank):
-        import torch
-        from torch._dynamo.exc import TorchDynamoException
+    def _numerics(self):
+        """Return what decides the embeddings beside model and preprocessing."""
+        if self.backend == "torch":
+            return [self.dtype]
+        sample = self._quantizer.identity if self._quantizer else []
+        return [self.dtype, *openvino_tower.numerics(), *sample]
 
-        # One program for all batch sizes: the last batch is smaller than the others.
-        visual = torch.compile(self._model.visual, dynamic=True)
-        self._model.visual = visual
+    def _convert(self, preprocess, settings, backend):
+        """Return the converted tower; None where "auto" has to stay with torch."""
+        import torch
+
+        tower = on_raw_pixels(self._model, preprocess)
+        key = _digest([*settings, *openvino_tower.numerics()])
         try:
-            self.encode_images(blank.expand(2, -1, -1, -1))
-        except (TorchDynamoException, ImportError, OSError) as error:
-            raise RuntimeError(
-                f"compile=True: torch cannot compile {self._source.name} here: {error}"
-                "\nInstall a C++ compiler (and Triton for a GPU), or set compile=False."
-            ) from error
+            converted = openvino_tower.OpenVINOTower(
+                tower,
+                self.image_size,
+                key,
+                self.dtype,
+                quantize=self._quantizer,
+                quantized_key=_digest([*settings, *self._numerics()]),
+            )
+        except openvino_tower.ConversionError as error:
+            problem = f"OpenVINO cannot convert {self._source.name}: {error}"
+            if backend == "openvino" or self.dtype == "int8":
+                raise RuntimeError(f"{problem}\nSet backend='torch'.") from error
+            warnings.warn(
+                f"{problem}\nThe model runs in torch, which is slower; "
+                "backend='torch' avoids this warning.",
+                stacklevel=2,
+            )
+            return None
+        self._model.visual = torch.nn.Identity()  # its weights are not needed twice
+        return converted
 
 
 def _in_usable_thread(function, *args):
@@ -318,59 +383,8 @@ def _in_usable_thread(function, *args):
         return pool.submit(function, *args).result()
 
 
-def _find_device(device):
-    import torch
-
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    available[:0] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if device == "auto":
-        return torch.device(available[0])
-    name = "cuda:0" if str(device) == "cuda" else str(device).removesuffix(":0")
-    name = f"{name}:0" if name == "cuda" else name
-    if name not in available:
-        raise ValueError(
-            f"device={str(device)!r} is not available here, expected 'auto' or one of "
-            f"{available}."
-        )
-    return torch.device(name)
-
-
-def _check_dtype(dtype, device):
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r}, expected one of {_DTYPES}.")
-    if dtype == "float16" and device.type == "cpu":
-        raise ValueError(
-            "dtype='float16' needs a GPU, found device='cpu'. Use 'auto', 'bfloat16' "
-            "or 'float32'."
-        )
-
-
-def _has_native_bfloat16(device):
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        # Older torch cannot tell instructions from emulation, which is slow.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        names = ("avx512_bf16", "amx_bf16", "bf16")
-        return any(capabilities.get(name, False) for name in names)
-    return False
-
-
-def _check_texts(texts):
-    if isinstance(texts, str):
-        raise TypeError(f"texts is the string {texts!r}, expected a list of strings.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"texts[{index}] is {text!r} of type {type(text).__name__}, expected a "
-                "string."
-            )
-    if not len(texts):
-        raise ValueError("texts is empty, expected at least one string.")
+def _digest(settings):
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def _count(module, kind):

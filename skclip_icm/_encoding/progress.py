@@ -117,7 +117,7 @@ class _Bar:
         n_images = min(n_images, self._n_images - self._n_done)
         self._n_done += n_images
         self.n_encoded += n_images if encoded else 0
-        for listener in self._listeners or ():
+        for listener in self._listeners or () if n_images else ():
             listener(n_images)
 
 

@@ -6,14 +6,20 @@ import os
 import ssl
 import urllib.error
 import urllib.request
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 DEMO = "demo"
 
 _HUB_TIMEOUT = 10.0  # seconds
+# Files of a model's repository, as open_clip names them; the first weights are taken.
+_HUB_CONFIG = "open_clip_config.json"
+_HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# What open_clip knows of how to bring an image to the size of the model.
+_CHOICES = {
+    "interpolation": ("bicubic", "bilinear"),
+    "resize_mode": ("shortest", "longest", "squash"),
+}
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".npy")
 
 
@@ -38,12 +44,19 @@ class Source(NamedTuple):
     pretrained: str | None = None
     # Size and time of local files, so that a changed file is loaded anew.
     stamps: tuple = ()
+    # Pairs of key and value that stand in place of what the weights say.
+    preprocessing: tuple = ()
 
 
-def find_source(model_name, pretrained):
+def find_source(model_name, pretrained, preprocessing=None):
     """Return where the weights are, or raise an error that says what to change."""
     if not isinstance(model_name, str):
         raise ValueError(f"model_name is {model_name!r}, expected a string.")
+    checked = _check_preprocessing({} if preprocessing is None else preprocessing)
+    return _find(model_name, pretrained)._replace(preprocessing=checked)
+
+
+def _find(model_name, pretrained):
     if model_name == DEMO or model_name.startswith("hf-hub:"):
         return Source(model_name)
     if model_name.startswith("local-dir:"):
@@ -56,35 +69,50 @@ def create_model(source):
     if source.name == DEMO:
         from skclip_icm.demo.model import create_demo_model, demo_fingerprint
 
-        return create_demo_model(), demo_fingerprint()
+        model, identity = create_demo_model(), demo_fingerprint()
+    else:
+        model, identity = _create_open_clip_model(source)
+    preprocess = {**model.visual.preprocess_cfg, **dict(source.preprocessing)}
+    model.visual.preprocess_cfg = preprocess
+    return model, identity
+
+
+def _create_open_clip_model(source):
     import open_clip
     import torch
 
-    with _hub(not source.stamps or _has_hub_text(source)), warnings.catch_warnings():
-        # The activation is decided here, by the entry of the weights.
-        warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-        _download(source)
-        config = open_clip.get_model_config(source.name)
-        config["quick_gelu"] = _uses_quick_gelu(source, config)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                model = open_clip.create_model(
-                    source.name,
-                    source.pretrained,
-                    quick_gelu=config["quick_gelu"],
-                    require_pretrained=True,
-                    force_preprocess_cfg=_preprocessing(source),
-                )
-        except (ImportError, MemoryError, OSError):
-            raise
-        except Exception as error:  # whatever a parser says of a foreign file
-            raise ValueError(
-                f"The weights {source.pretrained or 'there'} could not be loaded into "
-                f"{source.name}: {error}\nWeights are a state dict, in a .safetensors "
-                "file or in one that torch.load(weights_only=True) reads. Of a "
-                "TorchScript archive, save torch.jit.load(path).state_dict() if you "
-                "trust it."
-            ) from error
+    name, path = _locate(source)
+    config = open_clip.get_model_config(name)
+    # The activation is decided here, by the entry of the weights.
+    config["quick_gelu"] = _uses_quick_gelu(source, config)
+
+    def load():
+        with torch.random.fork_rng(devices=[]):
+            return open_clip.create_model(
+                name,
+                path,
+                quick_gelu=config["quick_gelu"],
+                require_pretrained=True,
+                force_preprocess_cfg=_preprocessing(source),
+            )
+
+    in_hub = "hf_model_name" in config["text_cfg"]
+    try:
+        model = _from_cache_first(load) if in_hub else load()
+    except OSError as error:
+        if in_hub:
+            raise _not_found(source, "text tower", error) from error
+        raise
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # whatever a parser says of a foreign file
+        raise ValueError(
+            f"The weights {source.pretrained or 'there'} could not be loaded into "
+            f"{source.name}: {error}\nWeights are a state dict, in a .safetensors "
+            "file or in one that torch.load(weights_only=True) reads. Of a "
+            "TorchScript archive, save torch.jit.load(path).state_dict() if you "
+            "trust it."
+        ) from error
     model.eval().requires_grad_(False)
     return model, [config, _hash_weights(model)]
 
@@ -97,22 +125,51 @@ def create_tokenizer(source):
         return demo_tokenizer()
     import open_clip
 
-    with _hub(_has_hub_text(source)):
-        try:
-            return open_clip.get_tokenizer(source.name)
-        except ImportError as error:
-            raise ImportError(
-                f"The tokenizer of {source.name} needs a package that is missing "
-                f"({error}). Run: pip install transformers sentencepiece"
-            ) from error
-        except OSError as error:
-            raise _not_found(source, "tokenizer", error) from error
+    try:
+        # That of most models comes with open_clip.
+        return _from_cache_first(lambda: open_clip.get_tokenizer(source.name))
+    except ImportError as error:
+        raise ImportError(
+            f"The tokenizer of {source.name} needs a package that is missing "
+            f"({error}). Run: pip install transformers sentencepiece"
+        ) from error
+    except OSError as error:
+        raise _not_found(source, "tokenizer", error) from error
+
+
+def _check_preprocessing(given):
+    """Return pairs of key and value, or raise an error that lists what is possible."""
+    possible = (
+        "Possible are 'mean' and 'std', three numbers each, for red, green and blue "
+        "from 0 to 1; 'interpolation', "
+        f"{' or '.join(map(repr, _CHOICES['interpolation']))}; and 'resize_mode', "
+        f"one of {_CHOICES['resize_mode']}."
+    )
+    if not isinstance(given, dict):
+        raise ValueError(f"preprocessing={given!r}, expected a dict. {possible}")
+    checked = {}
+    for key, value in given.items():
+        if key in _CHOICES:
+            fits = isinstance(value, str) and value in _CHOICES[key]
+        elif key in ("mean", "std"):
+            try:
+                value = tuple(float(number) for number in value)
+            except (TypeError, ValueError):
+                value = ()
+            least = 0 if key == "mean" else 1e-6
+            fits = len(value) == 3 and all(least <= number <= 1 for number in value)
+        else:
+            raise ValueError(f"preprocessing has the unknown key {key!r}. {possible}")
+        if not fits:
+            raise ValueError(f"preprocessing[{key!r}] is {given[key]!r}. {possible}")
+        checked[key] = value
+    return tuple(sorted(checked.items()))
 
 
 def _find_local_dir(model_name):
     folder = Path(model_name.removeprefix("local-dir:")).expanduser().resolve()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    has_config = folder / "open_clip_config.json" in files
+    has_config = folder / _HUB_CONFIG in files
     if not has_config or not any(f.suffix in _WEIGHT_SUFFIXES[:3] for f in files):
         raise WeightsNotFoundError(
             f"model_name={model_name!r}: {folder} should be a folder with "
@@ -189,11 +246,14 @@ def _uses_quick_gelu(source, config):
 
 
 def _preprocessing(source):
-    """Return what a file of weights does not say, where all tags of its name agree."""
+    """Return what the tag says; of a file, what all tags of its name agree on."""
     import open_clip
 
-    if source.pretrained is None or not source.stamps:
+    if source.pretrained is None:
         return {}
+    if not source.stamps:
+        entry = open_clip.get_pretrained_cfg(source.name, source.pretrained)
+        return {key: value for key, value in entry.items() if key != "size"}
     tags = open_clip.list_pretrained_tags_by_model(source.name)
     entries = [open_clip.get_pretrained_cfg(source.name, tag) for tag in tags]
     agreed = {}
@@ -214,20 +274,55 @@ def _hash_weights(model):
     return digest.hexdigest()
 
 
-def _download(source):
-    """Bring the weights into the local cache, or say how to."""
+def _locate(source):
+    """Return name and path by which open_clip finds all weights on this machine.
+
+    They are downloaded if they are not there, or an error says what to do.
+    """
     from open_clip import factory
 
+    if source.stamps:
+        return source.name, source.pretrained
     try:
         if source.name.startswith("hf-hub:"):
             repository = source.name.removeprefix("hf-hub:")
-            for file in ("open_clip_config.json", None):
-                factory.download_pretrained_from_hf(repository, filename=file)
-        elif source.pretrained and not source.stamps:
-            entry = factory.get_pretrained_cfg(source.name, source.pretrained)
-            factory.download_pretrained(entry)
+            path = _find_in_cache(repository, _HUB_CONFIG) and _find_in_cache(
+                repository, *_HUB_WEIGHTS
+            )
+            if not path:
+                _check_network()
+                factory.download_pretrained_from_hf(repository, _HUB_CONFIG)
+                path = factory.download_pretrained_from_hf(repository)
+            return f"local-dir:{Path(path).parent}", None
+        entry, path = factory.get_pretrained_cfg(source.name, source.pretrained), None
+        if entry.get("hf_hub"):
+            repository, name = os.path.split(entry["hf_hub"])
+            names = (f"{Path(name).stem}.safetensors", name) if name else _HUB_WEIGHTS
+            path = _find_in_cache(repository, *names)
+            if not path:
+                _check_network()
+        return source.name, path or str(factory.download_pretrained(entry))
     except (OSError, RuntimeError) as error:
         raise _not_found(source, "weights", error) from error
+
+
+def _find_in_cache(repository, *names):
+    """Return the path of the first of these files that the hub's client has kept."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for name in names:
+        path = try_to_load_from_cache(repository, name, constants.HF_HUB_CACHE)
+        if isinstance(path, str):  # else None, or an object for "not in the hub"
+            return path
+    return None
+
+
+def _check_network():
+    """Raise OSError at once where the hub's client would try for up to minutes."""
+    from huggingface_hub import constants
+
+    if not (constants.HF_HUB_OFFLINE or _is_reachable(constants.ENDPOINT)):
+        raise OSError(f"{constants.ENDPOINT} cannot be reached")
 
 
 def _not_found(source, what, error):
@@ -247,34 +342,31 @@ def _not_found(source, what, error):
     )
 
 
-def _has_hub_text(source):
-    """Whether text tower or tokenizer may need files of the Hugging Face hub."""
-    import open_clip
+def _from_cache_first(find):
+    """Call what reads files of the Hugging Face hub by itself; online if it has to be.
 
-    if source.name.startswith("hf-hub:"):
-        return True
-    text = open_clip.get_model_config(source.name)["text_cfg"]
-    return "hf_model_name" in text or "hf_tokenizer_name" in text
-
-
-@contextmanager
-def _hub(is_needed):
-    """Keep the Hugging Face hub's client from waiting for a network that is not there.
-
-    It repeats each request for up to minutes. One request here tells, and then the
-    client is told to look only in its cache.
+    The hub's client would else ask for news of every file that it has.
     """
     from huggingface_hub import constants
 
-    offline = constants.HF_HUB_OFFLINE
-    if not is_needed or offline or _is_reachable(constants.ENDPOINT):
-        yield
-        return
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False
+    if not constants.HF_HUB_OFFLINE:
+        _set_offline(True)
+        try:
+            return find()
+        except (OSError, RuntimeError):
+            pass  # something is missing
+        finally:
+            _set_offline(False)
+        _check_network()
+    return find()
+
+
+def _set_offline(value):
+    from huggingface_hub import constants, utils
+
+    constants.HF_HUB_OFFLINE = value
+    if hasattr(utils, "reset_sessions"):  # before 1.0, sessions remembered the setting
+        utils.reset_sessions()
 
 
 def _is_reachable(url):

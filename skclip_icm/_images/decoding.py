@@ -1,22 +1,15 @@
 """Anything to an RGB image, or a clear error.
 
-Files are untrusted: only raster formats with a signature are tried (`FORMATS`; no
-PostScript, PDF or vector format, whose readers start other programs), and the
-number of pixels is bounded before any is decoded. Of the images above `LARGE_PIXELS`
-one is decoded at a time, so that a few do not fill the memory. No global state of
-Pillow is changed, and every function may be called from many threads at once.
+Files are untrusted, see `opening`. Of the images above `LARGE_PIXELS` one is decoded
+at a time, so that a few do not fill the memory. No global state of Pillow is changed,
+and every function may be called from many threads at once.
 """
 
-import functools
 import hashlib
-import importlib
-import io
-import os
 import re
-import threading
 import traceback
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 from PIL import Image
@@ -27,9 +20,19 @@ from skclip_icm._images.inputs import (
     as_items,
     check_array,
     describe,
+    memory_error,
     read_content,
     row_error,
 )
+from skclip_icm._images.opening import (
+    FORMATS,
+    MAX_PIXELS,
+    MAX_RATIO,
+    check_memory,
+    check_size,
+    open_image,
+)
+from skclip_icm._locks import Lock
 
 __all__ = [
     "FORMATS",
@@ -43,32 +46,6 @@ __all__ = [
     "digest",
     "read_content",
 ]
-
-_PLUGINS = {
-    "JPEG": "Jpeg",
-    "PNG": "Png",
-    "WEBP": "WebP",
-    "GIF": "Gif",
-    "BMP": "Bmp",
-    "TIFF": "Tiff",
-    "PPM": "Ppm",
-    "MPO": "Mpo",
-    "JPEG2000": "Jpeg2K",
-    "AVIF": "Avif",
-    "ICO": "Ico",
-}
-
-#: Formats read from files and bytes. TGA is left out on purpose: it has no
-#: signature, so arbitrary bytes can pass for a picture.
-FORMATS = tuple(_PLUGINS)
-
-#: Largest number of pixels decoded: the size at which Pillow itself, as shipped,
-#: speaks of a decompression bomb (0.7 GB, as Pillow takes 4 bytes for an RGB pixel).
-MAX_PIXELS = 178_956_970
-
-#: Largest ratio of the sides. Resizing the shorter side of a strip of pixels to that
-#: of a model would make gigabytes of it.
-MAX_RATIO = 256
 
 #: Number of pixels above which images are decoded one at a time (0.13 GB each).
 LARGE_PIXELS = 2**25
@@ -89,6 +66,11 @@ _BAND_PIXELS = 2**22
 # What Pillow's modules warn of (odd tags, a damaged EXIF block, large images) is either
 # harmless or becomes an error here. The form is that of `warnings.filters`.
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
+_MAX_ATTEMPTS = 100  # how often other threads may bring Pillow's warnings back
+
+_LARGE = Lock()
+# Loading a PIL image changes it, and it may stand in several rows.
+_LOADING = tuple(Lock() for _ in range(64))
 
 
 def digest(content, row=None):
@@ -167,6 +149,8 @@ def decode(content, row=None, name="", target=None, resize=None):
     ImageError
         If it cannot be decoded, has a side below 2 pixels, more than `MAX_PIXELS` or
         a side more than `MAX_RATIO` times as long as the other.
+    MemoryError
+        If memory does not suffice: the image may be whole.
 
     Examples
     --------
@@ -176,15 +160,24 @@ def decode(content, row=None, name="", target=None, resize=None):
     """
     name = repr(name) if name else describe(content)
     try:
-        with _pillow_not_warning():
-            return _decode(content, row, name, target, resize)
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                with _no_warning_raised():
+                    return _decode(content, row, name, target, resize)
+            except Warning as warning:  # another thread has changed the filters
+                _free_locals(warning)
+                raised = warning
+        raise raised
     except ImageError as error:
         _free_locals(error)
         raise
     # A damaged file can raise almost anything from within Pillow's plugins:
-    # OSError, SyntaxError, struct.error, zlib.error, KeyError, MemoryError, ...
+    # OSError, SyntaxError, struct.error, zlib.error, KeyError, ...
     except Exception as exc:
         _free_locals(exc)
+        # Sizes are bounded, so it is not for what a file claims that this is raised.
+        if isinstance(exc, MemoryError):
+            raise memory_error(row, name) from exc
         raise row_error(
             row,
             name,
@@ -198,11 +191,15 @@ def decode(content, row=None, name="", target=None, resize=None):
 
 def _decode(content, row, name, target, resize):
     with _opened(content, row, name) as image:
-        _check_size(image.size, row, name)
+        check_size(image.size, row, name)
         if target is not None and image.format in ("JPEG", "MPO"):
             _reduce(image, target)
         with _turn(image.size):
-            decoded = _load(image, row, name, shared=image is content)
+            try:
+                decoded = _load(image, row, name, shared=image is content)
+            except (OSError, RuntimeError):
+                check_memory(image.size, image.format)
+                raise
             return decoded if resize is None else resize(decoded)
 
 
@@ -217,42 +214,48 @@ def _free_locals(error):
 
 
 @contextmanager
-def _pillow_not_warning():
-    """Ignore warnings of Pillow, in all threads.
+def _no_warning_raised():
+    """Keep a user's ``-W error`` from deciding which images can be read.
 
-    `warnings.catch_warnings` would, in several threads, leave their filters in a
-    mess. Here each caller takes out what it put in, from the list it put it into.
-    Without this, a user's ``-W error`` would decide which images can be read.
+    The filters of all threads are one list, which others may change, copy and replace
+    at any moment. So it is left alone unless it makes errors of warnings, and then
+    gets one entry, which may be gone when it is taken out. `warnings.catch_warnings`
+    in several threads could leave the filters of one to all others.
     """
-    filters: list = warnings.filters  # typed as one that cannot change
+    # From Python 3.14 on, a context may have filters of its own.
+    filters = getattr(warnings, "_get_filters", lambda: warnings.filters)()
+    if all(entry[0] != "error" for entry in filters):
+        yield
+        return
     filters.insert(0, _IGNORE_PILLOW)
     try:
         yield
     finally:
-        filters.remove(_IGNORE_PILLOW)
+        with suppress(ValueError):
+            filters.remove(_IGNORE_PILLOW)
 
 
 @contextmanager
 def _opened(content, row, name):
     """Give a PIL image that need not be loaded yet."""
     if isinstance(content, bytes):
-        with _open(content, row, name) as image:
+        with open_image(content, row, name) as image:
             yield image
     elif isinstance(content, Image.Image):
         yield content
     else:
         pixels = check_array(content, row)
-        _check_size(pixels.shape[1::-1], row, name)  # Pillow takes no empty ones
+        check_size(pixels.shape[1::-1], row, name)  # Pillow takes no empty ones
         yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def _turn(size):
-    return _locks.large if size[0] * size[1] > LARGE_PIXELS else nullcontext()
+    return _LARGE if size[0] * size[1] > LARGE_PIXELS else nullcontext()
 
 
 def _load(image, row, name, shared):
     if shared:
-        with _locks.load[id(image) // 64 % len(_locks.load)]:
+        with _LOADING[id(image) // 64 % len(_LOADING)]:
             image.load()
             return _to_rgb(_upright(image), row, name)
     image.load()
@@ -262,67 +265,6 @@ def _load(image, row, name, shared):
         upright.info = {}
         return upright
     return _to_rgb(upright, row, name)
-
-
-def _open(content, row, name):
-    """Open bytes as the first format that accepts them, without decoding.
-
-    `PIL.Image.open` is not used because it warns, or raises, by its own pixel limit,
-    a global that the user may have changed.
-    """
-    reasons = []
-    for image_format, factory, accept in _openers():
-        accepted = accept is None or accept(content[:16])
-        if isinstance(accepted, str):  # known, but this build of Pillow lacks it
-            reasons.append(accepted)
-        elif accepted:
-            try:
-                return factory(io.BytesIO(content), "")
-            except Exception as exc:  # see decode
-                reasons.append(f"{image_format}: {exc}")
-    found = "; ".join(reasons) or f"it starts with {content[:8]!r}"
-    raise row_error(
-        row,
-        name,
-        f"not an image that can be read ({found})",
-        f"Expected one of {', '.join(FORMATS)}; convert, restore or drop it.",
-    )
-
-
-@functools.cache
-def _openers():
-    for plugin in _PLUGINS.values():
-        try:
-            importlib.import_module(f"PIL.{plugin}ImagePlugin")
-        except ImportError:  # AVIF came with Pillow 11.3
-            continue
-    return [(name, *Image.OPEN[name]) for name in FORMATS if name in Image.OPEN]
-
-
-def _check_size(size, row, name):
-    width, height = size
-    if min(width, height) < 2:
-        raise row_error(
-            row,
-            name,
-            f"a 1-pixel image: {width} x {height} pixels, expected at least 2 x 2",
-            "Drop it.",
-        )
-    if width * height > MAX_PIXELS:
-        raise row_error(
-            row,
-            name,
-            f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded",
-            "Save the image smaller.",
-        )
-    if max(size) > MAX_RATIO * min(size):
-        raise row_error(
-            row,
-            name,
-            f"{width} x {height} pixels, one side may be at most {MAX_RATIO} times as "
-            "long as the other",
-            "Crop the image.",
-        )
 
 
 def _reduce(image, target):
@@ -335,6 +277,8 @@ def _reduce(image, target):
 def _orientation(image):
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
+    except (MemoryError, Warning):  # see decode
+        raise
     except Exception:  # a damaged EXIF block does not spoil the picture
         return 1
     return orientation if orientation in _TRANSPOSE else 1
@@ -384,17 +328,3 @@ def _to_8_bit(image, row, name):
             "Convert the image to 8 or 16 bits.",
         )
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-class _Locks:
-    """Locks of this process; one that a thread holds at a fork stays locked there."""
-
-    def __init__(self):
-        self.large = threading.Lock()
-        # Loading a PIL image changes it, and it may stand in several rows.
-        self.load = tuple(threading.Lock() for _ in range(64))
-
-
-_locks = _Locks()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_locks.__init__)

@@ -4,6 +4,8 @@ Only its own functions are called. What it can register with Pillow, for the who
 process, is left alone.
 """
 
+from PIL import Image
+
 from skclip_icm._images.reading import row_error
 
 _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -22,7 +24,7 @@ def is_avif(content):
 
 
 def open_heif(content, row=None, name=""):
-    """Open the bytes of a HEIF file without decoding them.
+    """Open the bytes of a HEIF file as an image that is decoded when it is loaded.
 
     Parameters
     ----------
@@ -35,8 +37,8 @@ def open_heif(content, row=None, name=""):
 
     Returns
     -------
-    file : pillow_heif.HeifFile
-        Its `size` is that of the upright image; `to_pillow` decodes it, to 8 bits.
+    image : PIL image
+        The upright image, of 8 bits.
 
     Raises
     ------
@@ -52,7 +54,23 @@ def open_heif(content, row=None, name=""):
             "a HEIF file (HEIC), which Pillow does not read",
             'Install the extra: pip install "skclip-icm[heif]", or convert the image.',
         ) from error
-    return pillow_heif.open_heif(content)
+    return _HeifImage(pillow_heif.open_heif(content))
+
+
+class _HeifImage(Image.Image):
+    """What pillow-heif has opened, decoded when it is loaded."""
+
+    format = "HEIF"
+
+    def __init__(self, file):
+        super().__init__()
+        self._file, self._size, self._mode = file, file.size, file.mode
+
+    def load(self):
+        if self._file is not None:
+            picture = self._file.to_pillow()
+            self.im, self._mode, self._file = picture.im, picture.mode, None
+        return super().load()
 
 
 def _brands(content):

@@ -18,6 +18,7 @@ from skclip_icm._images.reading import (
     MAX_BYTES,
     ImageError,
     local_path,
+    memory_error,
     read_file,
     row_error,
     shorten,
@@ -30,6 +31,7 @@ __all__ = [
     "check_array",
     "describe",
     "holds_images",
+    "memory_error",
     "read_content",
     "row_error",
 ]

@@ -48,8 +48,19 @@ class ImageError(ValueError):
 
 def row_error(row, name, found, fix):
     """Build the error for one row."""
-    where = name if row is None else f"row {row}: {name}"
-    return ImageError(f"{where}: {found}. {fix}", row)
+    return ImageError(f"{_where(row, name)}: {found}. {fix}", row)
+
+
+def memory_error(row, name):
+    """Build the error for one row that may be a good image."""
+    return MemoryError(
+        f"{_where(row, name)}: there is not enough memory to read the image, which may "
+        "be whole. Set n_jobs lower, or give the process more memory."
+    )
+
+
+def _where(row, name):
+    return name if row is None else f"row {row}: {name}"
 
 
 def local_path(path):
@@ -77,6 +88,8 @@ def read_file(path, row):
             content = file.read(status.st_size)
     except ImageError:
         raise
+    except MemoryError as exc:
+        raise memory_error(row, name) from exc
     except (OSError, ValueError) as exc:
         raise row_error(row, name, _reason(exc), _file_fix(exc, name)) from exc
     if not content:

@@ -6,6 +6,7 @@ private.
 """
 
 import mmap
+from numbers import Real
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -69,6 +70,22 @@ def sums_by_group(rows, codes, n_groups):
         return csr_array(indicator, shape=(n_groups, len(codes))) @ rows
     indicator = np.arange(n_groups)[:, None] == codes
     return to_wide(indicator.astype(float), rows) @ rows
+
+
+def moved_mean(mean, X, prior_weight):
+    """Mean of the rows of `X` and of `prior_weight` rows that are `mean`."""
+    if not (isinstance(prior_weight, Real) and 0 <= prior_weight < np.inf):
+        raise ValueError(
+            f"prior_weight is {prior_weight!r}, expected a number from 0 on: how many "
+            "rows of the new domain the mean in training counts as."
+        )
+    xp, dtype, _ = wide(X)
+    before = xp.astype(mean, dtype)
+    total = xp.zeros_like(before)
+    for rows in wide_chunks(X, chunk_rows(8 * X.shape[1])):
+        total = total + xp.sum(rows, axis=0)
+    moved = (total + prior_weight * before) / (X.shape[0] + prior_weight)
+    return xp.astype(moved, mean.dtype)
 
 
 def chunk_rows(row_bytes):

@@ -17,7 +17,7 @@ from skclip_icm._projection.arrays import (
     wide,
     wide_chunks,
 )
-from skclip_icm._projection.groups import group_rows
+from skclip_icm._projection.groups import domain_rows, group_rows
 
 _MAX_TOLD = 10  # rows named in a message
 
@@ -30,6 +30,7 @@ class Source(NamedTuple):
     name: str = ""  # of the counterparts, for messages
     keys: list = ()  # labels of each group of rows
     codes: np.ndarray | None = None  # the group of each row
+    domains: tuple | None = None  # labels, and the number of each row's, for centring
 
     def in_groups(self, groups):
         """Return the source with each row's number in `groups` as its code."""
@@ -37,8 +38,8 @@ class Source(NamedTuple):
         return self._replace(codes=numbers[self.codes])
 
 
-def find_source(pairs, X, paired, unpaired, y, X_do, domains):
-    """Return the `Source` that an estimator's parameter `pairs` asks for, checked.
+def find_source(pairs, center, X, paired, unpaired, y, X_do, domains):
+    """Return the `Source` that an estimator's parameters ask for, checked.
 
     `X` is the array of embeddings, `paired` the same with its counterparts if it came
     with any, `unpaired` what may have become of them if not. ValueError if what is
@@ -52,10 +53,11 @@ def find_source(pairs, X, paired, unpaired, y, X_do, domains):
     kind = pairs
     if isinstance(pairs, tuple):
         kind = "given" if len(pairs) == 2 else "interventional"
-    if domains is not None and kind != "domain":
+    by_domain = center == "domain"
+    if domains is not None and kind != "domain" and not by_domain:
         raise ValueError(
             f"domains are passed, but pairs={_shown(pairs)} does not use them: set "
-            'pairs="domain", or leave domains out.'
+            'center="domain" or pairs="domain", or leave domains out.'
         )
     if X_do is not None and kind != "interventional":
         raise ValueError(
@@ -63,21 +65,23 @@ def find_source(pairs, X, paired, unpaired, y, X_do, domains):
             'pairs="interventional", or leave X_do out.'
         )
     _check_given(pairs, X)
+    centred = domain_rows(X.shape[0], domains) if by_domain else None
     if kind == "given":
-        return Source(kind)
+        return Source(kind, domains=centred)
     if kind == "interventional":
         if X_do is not None:
             values = check_counterparts(as_floats(X_do, X), X, "X_do")
-            return Source(kind, values, "X_do")
+            return Source(kind, values, "X_do", domains=centred)
         if paired is not None:
-            values = as_floats(paired.counterparts, X)
-            return Source(kind, check_counterparts(values, X, "X"), "counterparts of X")
+            values = check_counterparts(as_floats(paired.counterparts, X), X, "X")
+            return Source(kind, values, "counterparts of X", domains=centred)
         raise ValueError(
             f"pairs={_shown(pairs)}, but X carries no counterparts: {unpaired}. Fit on "
             "what CLIPFeaturizer.fit_transform or CLIPFeaturizer.intervene returns, "
             'pass X_do, or set pairs="class", pairs="domain" or pairs=(U, V).'
         )
-    return Source(kind, None, "", *group_rows(kind, X.shape[0], y, domains))
+    keys, codes = group_rows(kind, X.shape[0], y, domains, by_domain)
+    return Source(kind, keys=keys, codes=codes, domains=centred)
 
 
 def check_counterparts(values, embeddings, name):

@@ -7,7 +7,7 @@ import numpy as np
 
 from skclip_icm._projection.arrays import descending_eigh, to_numpy, wide
 from skclip_icm._projection.differences import count_rows, given_pairs, pieces
-from skclip_icm._projection.groups import GroupMeans, Groups, no_pairs
+from skclip_icm._projection.groups import DomainMeans, GroupMeans, Groups, no_pairs
 from skclip_icm._projection.sums import Sums, check_sizes
 
 # Pairs that differ by less than this share of the variance do not differ but by what
@@ -17,22 +17,27 @@ _UNCHANGED = 1e-9
 
 def fit_rows(X, source, params):
     """Return the fitted attributes, by name, of all rows at once."""
-    groups = Groups(source.keys, np.bincount(source.codes)) if source.keys else None
+    groups, by_domain = None, source.domains is not None
+    if source.keys:
+        sizes = np.bincount(source.codes)
+        groups = Groups(source.keys, sizes, across=source.kind == "domain")
     if groups is not None and not groups.n_pairs:
         raise ValueError(no_pairs(source.kind))
     given = given_pairs(params["pairs"], X)
     fitted = solve_in_span(X, source, groups, given, params)
     if fitted is None:
-        fitted = solve(Sums(X, groups).update(X, source).close(), given, params)
+        sums = Sums(X, groups, by_domain).update(X, source).close()
+        fitted = solve(sums, given, params)
     return fitted
 
 
-def solve(sums, given, params, *, basis=None, mean=None):
+def solve(sums, given, params, *, basis=None, mean=None, domains=None):
     """Return the fitted attributes, by name, of what has been summed up.
 
     `given` are the pairs that `differences.given_pairs` returns. Sums of coordinates in
     a space that holds all rows and pairs come with its orthonormal `basis` (d, r) and
-    with the `mean` of the rows; directions are mapped back from there.
+    with the `mean` of the rows and those of the `domains`; directions are mapped back
+    from there.
     """
     center, lam = params["center"], params["lam"]
     xp = wide(sums.mean)[0]
@@ -57,7 +62,9 @@ def solve(sums, given, params, *, basis=None, mean=None):
     invariance = _invariance(moved, variance, d * sums.variance() * lengths)
     A = _fix_signs(A if basis is None else A @ basis.T)
     mean = sums.mean if mean is None else mean
+    domains = sums.domains if domains is None else domains
     return {
+        **({} if domains is None else _by_domain(domains, sums.dtype)),
         "components_": xp.astype(A, sums.dtype),
         "mean_": xp.astype(mean if center else xp.zeros_like(mean), sums.dtype),
         "scale_": total**-0.5 if params["rescale"] and total > 0 else 1.0,
@@ -87,12 +94,17 @@ def solve_in_span(X, source, groups, given, params):
     chunks = [(rows.copy(), d.copy(), *n) for rows, d, *n in pieces(X, source, means)]
     Z, differences = (np.vstack(part) for part in list(zip(*chunks, strict=True))[:2])
     n_pairs, moved = sum(c[2] for c in chunks), np.sum([c[3] for c in chunks], axis=0)
+    mean, domains = Z.mean(axis=0), None
+    if source.domains is not None:
+        domains = DomainMeans()
+        domains.add_rows(Z, source.domains[1], source.domains[0])
+        Z -= np.stack(list(domains.means.values()))[source.domains[1]]
+    else:
+        Z -= mean
     if groups is not None:
-        differences = np.vstack([differences, groups.between(means.values)])
-        n_pairs = groups.n_pairs
+        between = groups.between(means.values, domains)
+        differences, n_pairs = np.vstack([differences, between]), groups.n_pairs
     check_sizes((np.vdot(Z, Z), np.vdot(differences, differences)), X, source)
-    mean = Z.mean(axis=0)
-    Z -= mean
     parts = [Z, differences] + ([] if given is None else [given[0]])
     parts += [] if params["center"] else [mean[None, :]]
     rows = np.vstack(parts)
@@ -104,7 +116,7 @@ def solve_in_span(X, source, groups, given, params):
     sums = Sums(basis[:1]).add_pairs(differences, n_pairs, moved)
     sums.add(Z)
     sums.mean, sums.dtype = mean @ basis, X.dtype
-    fitted = solve(sums, given, params, basis=basis, mean=mean)
+    fitted = solve(sums, given, params, basis=basis, mean=mean, domains=domains)
     eigenvalues = fitted["eigenvalues_"]
     return fitted if eigenvalues[fitted["n_components_"] - 1] > 0 else None
 
@@ -175,6 +187,15 @@ def _warn_of_unchanged(sums):
             stacklevel=2,
         )
     return len(unchanged) == len(sums.moved) > 0
+
+
+def _by_domain(domains, dtype):
+    means = list(domains.means.values())
+    xp = wide(means[0])[0]
+    return {
+        "domains_": np.array(list(domains.means)),
+        "domain_means_": xp.astype(xp.stack(means), dtype),
+    }
 
 
 def _with_zeros(eigenvalues, d):

@@ -86,9 +86,24 @@ def group_keys(y, domains=None):
     return [(classes[b // len(names)], names[b % len(names)]) for b in both], codes
 
 
-def group_rows(pairs, n, y, domains):
-    """Return keys and codes of `group_keys` for class and domain pairs of `n` rows."""
-    labels = {"y": y} if pairs == "class" else {"y": y, "domains": domains}
+def domain_rows(n, domains):
+    """Return the distinct domains of `n` rows, and the number of each row's."""
+    if domains is None:
+        raise ValueError(
+            'center="domain" needs domains: pass one label for each row of X.'
+        )
+    keys, codes = group_keys(check_labels(domains, "domains", n))
+    return [key[0] for key in keys], codes
+
+
+def group_rows(pairs, n, y, domains, by_domain=False):
+    """Return keys and codes of `group_keys` for class and domain pairs of `n` rows.
+
+    `by_domain` tells apart the domains of class pairs, too, for centring.
+    """
+    labels = {"y": y}
+    if by_domain or pairs == "domain":
+        labels["domains"] = domains
     for name, values in labels.items():
         if values is None:
             raise ValueError(
@@ -99,12 +114,12 @@ def group_rows(pairs, n, y, domains):
     return group_keys(*labels.values())
 
 
-def count_groups(pairs, n, y=None, domains=None):
+def count_groups(pairs, n, y=None, domains=None, by_domain=False):
     """Return the `Groups` of `n` rows for class and domain pairs, else None."""
     if pairs not in ("class", "domain"):
         return None
-    keys, codes = group_rows(pairs, n, y, domains)
-    return Groups(keys, np.bincount(codes))
+    keys, codes = group_rows(pairs, n, y, domains, by_domain)
+    return Groups(keys, np.bincount(codes), across=pairs == "domain")
 
 
 def no_pairs(kind):
@@ -117,31 +132,73 @@ def no_pairs(kind):
 
 
 class Groups:
-    """Groups of rows that pair: their classes (and domains), and their final sizes."""
+    """Groups of rows that pair: their classes (and domains), and their final sizes.
 
-    def __init__(self, keys, sizes):
+    `across` tells whether rows pair with those of other groups only.
+    """
+
+    def __init__(self, keys, sizes, across):
         classes = {key[0]: None for key in keys}
         numbers = {label: number for number, label in enumerate(classes)}
         self.index = {key: code for code, key in enumerate(keys)}
         self.class_of = np.array([numbers[key[0]] for key in keys])
         self.sizes = np.asarray(sizes, dtype=np.int64)
-        self.across = len(keys[0]) == 2
+        self._by_domain = len(keys[0]) == 2
         self.class_sizes = np.bincount(self.class_of, self.sizes).astype(np.int64)
         in_class = self.class_sizes[self.class_of]
-        self.weights = in_class - self.sizes if self.across else in_class
-        partners = self.weights if self.across else in_class - 1
+        self.weights = in_class - self.sizes if across else in_class
+        partners = self.weights if across else in_class - 1
         self.n_pairs = int(self.sizes @ partners) // 2
 
-    def between(self, means):
-        """Rows for what pairs across groups have beyond the scatter of the groups."""
-        if not self.across:
+    def between(self, means, domains=None):
+        """Rows for what pairs across groups have beyond the scatter of the groups.
+
+        The means of `domains`, if given, are taken off first.
+        """
+        if not self._by_domain:
             return means[:0, :]
+        if domains is not None:
+            own = [domains.means[domain] for _, domain in self.index]
+            means = means - wide(means)[0].stack(own)
         sizes, class_sizes = (to_wide(s, means) for s in (self.sizes, self.class_sizes))
         n_classes = len(self.class_sizes)
         sums = sums_by_group(means * sizes[:, None], self.class_of, n_classes)
         centred = means - take_rows(sums / class_sizes[:, None], self.class_of)
         weights = self.sizes * self.class_sizes[self.class_of]
         return centred * to_wide(np.sqrt(weights), means)[:, None]
+
+
+class DomainMeans:
+    """Numbers and means of the rows of each domain so far."""
+
+    def __init__(self):
+        self.sizes, self.means = {}, {}
+
+    def add_rows(self, rows, codes, keys):
+        """Add float64 `rows`, the domain of each being ``keys[code]``."""
+        at, local, sizes = np.unique(codes, return_inverse=True, return_counts=True)
+        sums = sums_by_group(rows, local, len(at))
+        for i, code in enumerate(at.tolist()):
+            self.add(keys[code], int(sizes[i]), sums[i, :] / float(sizes[i]))
+
+    def add(self, key, size, mean):
+        """Add rows of one domain by their number and mean."""
+        total = self.sizes.get(key, 0) + size
+        before = self.means.get(key, mean)
+        self.sizes[key] = total
+        self.means[key] = before + (mean - before) * (size / total)
+
+    def merge(self, other):
+        """Add the rows that `other` has seen."""
+        for key, size in other.sizes.items():
+            self.add(key, size, other.means[key])
+
+    def between(self, mean):
+        """Rows whose outer products are the scatter of the domains about `mean`."""
+        xp = wide(mean)[0]
+        return xp.stack(
+            [(self.means[k] - mean) * size**0.5 for k, size in self.sizes.items()]
+        )
 
 
 class GroupMeans:

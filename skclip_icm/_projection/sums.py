@@ -26,7 +26,7 @@ from skclip_icm._projection.arrays import (
     zeros,
 )
 from skclip_icm._projection.differences import check_finite, pieces
-from skclip_icm._projection.groups import GroupMeans, Groups
+from skclip_icm._projection.groups import DomainMeans, GroupMeans, Groups
 
 
 class Sums:
@@ -34,7 +34,7 @@ class Sums:
 
     `like` is any array of rows of the width, library and device to expect. `groups`,
     for class and domain pairs, say how many rows of each group all pieces have
-    together, so that one matrix is enough.
+    together, so that one matrix is enough. `by_domain` keeps the mean of each domain.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(10, 3))
@@ -43,7 +43,7 @@ class Sums:
     True
     """
 
-    def __init__(self, like, groups=None):
+    def __init__(self, like, groups=None, by_domain=False):
         d = like.shape[1]
         self.n = self.n_pairs = 0
         self.dtype = like.dtype
@@ -52,15 +52,21 @@ class Sums:
         #: By intervention, the sum of the squared differences.
         self.moved = np.zeros(0)
         self.means = None if groups is None else GroupMeans(groups, like)
+        self.domains = DomainMeans() if by_domain else None
 
     @np.errstate(over="ignore", invalid="ignore")
     def update(self, X, source):
         """Add rows and their pairs, or raise if a value is not finite; return self."""
         if self.means is not None:
             source = source.in_groups(self.means.groups)
-        steps = []
+        steps, start = [], 0
         for rows, differences, n_pairs, moved in pieces(X, source, self.means):
             self.add_pairs(differences, n_pairs, moved)
+            if self.domains is not None:
+                keys, codes = source.domains
+                codes = codes[start : start + rows.shape[0]]
+                self.domains.add_rows(rows, codes, keys)
+                start += rows.shape[0]
             steps.append(self._add_centred(rows))
         # Together, since a pass over the matrix for each would take as long as a chunk.
         self._scatter = add_gram(self._scatter, wide(X)[0].stack(steps))
@@ -88,6 +94,8 @@ class Sums:
         self._scatter = add_gram(self._scatter, step[None, :])
         if self.means is not None:
             self.add_pairs(self.means.merge(other.means))
+        if self.domains is not None:
+            self.domains.merge(other.domains)
         self.dtype = wide(self.mean)[0].result_type(self.dtype, other.dtype)
         return self._count_pairs(other.n_pairs, other.moved)
 
@@ -95,7 +103,8 @@ class Sums:
         """Add the pairs across groups, once all rows are in; return self."""
         if self.means is not None:
             groups = self.means.groups
-            self.add_pairs(groups.between(self.means.values), groups.n_pairs)
+            between = groups.between(self.means.values, self.domains)
+            self.add_pairs(between, groups.n_pairs)
             self.means = None
         return self
 
@@ -109,8 +118,14 @@ class Sums:
         return mean + _trace(self._scatter), _trace(self._gram)
 
     def second_moment(self, *, center):
-        """Covariance of the rows (over n) if `center`, else mean outer product."""
+        """Covariance of the rows (over n) if `center`, else mean outer product.
+
+        With domains, the covariance within them.
+        """
         moment = self._scatter / self.n
+        if self.domains is not None:
+            between = self.domains.between(self.mean)
+            moment -= between.T @ between / self.n
         if not center:
             moment += self.mean[:, None] * self.mean[None, :]
         return moment
@@ -157,8 +172,8 @@ class OpenGroups:
     rows that do not differ in their labels has a scatter matrix of its own.
     """
 
-    def __init__(self):
-        self._sums = {}
+    def __init__(self, across, by_domain):
+        self._across, self._by_domain, self._sums = across, by_domain, {}
 
     @np.errstate(over="ignore", invalid="ignore")
     def update(self, X, source):
@@ -187,12 +202,16 @@ class OpenGroups:
         parts = list(self._sums.values())
         total = Sums(parts[0].mean[None, :])
         total.dtype = parts[0].dtype
-        groups = Groups(list(self._sums), [part.n for part in parts])
+        groups = Groups(list(self._sums), [part.n for part in parts], self._across)
         for part, weight in zip(parts, groups.weights, strict=True):
             total.merge(part)
             total._gram = total._gram + part._scatter * float(weight)
+        if self._by_domain:
+            total.domains = DomainMeans()
+            for key, part in self._sums.items():
+                total.domains.add(key[1], part.n, part.mean)
         means = wide(total.mean)[0].stack([part.mean for part in parts])
-        return total.add_pairs(groups.between(means), groups.n_pairs)
+        return total.add_pairs(groups.between(means, total.domains), groups.n_pairs)
 
 
 def check_sizes(sizes, X, source):

@@ -16,9 +16,9 @@ Embeddings of a known linear causal model
 f(x) = A_inv z_inv + A_var z_var + noise. The class shifts the mean of each invariant
 factor by 0.75 standard deviations up or down, in both domains. It shifts each variant
 factor as much in the training domain, and the opposite way in the test domain. Each
-row has a counterpart with the same invariant factors, variant factors drawn afresh and
-independently of the class, and noise of its own. The columns of A = [A_inv, A_var] are
-orthonormal.
+row has a counterpart with the same invariant factors, other variant factors (drawn
+afresh and independently of the class, or moved a little), and noise of its own. The
+columns of A = [A_inv, A_var] are orthonormal.
 """
 
 
@@ -29,6 +29,7 @@ orthonormal.
         "n_variant": [Interval(Integral, 1, None, closed="left")],
         "n_features": [Interval(Integral, 2, None, closed="left")],
         "noise": [Interval(Real, 0, None, closed="left")],
+        "intervention_scale": [Interval(Real, 0, None, closed="neither"), None],
         "random_state": ["random_state"],
     },
     prefer_skip_nested_validation=True,
@@ -40,6 +41,7 @@ def make_causal_embeddings(
     n_variant=16,
     n_features=64,
     noise=0.02,
+    intervention_scale=None,
     random_state=None,
 ):
     r"""Draw paired embeddings :math:`f(x) = A z` with known factors.
@@ -54,6 +56,12 @@ def make_causal_embeddings(
         Width of the embeddings, at least ``n_invariant + n_variant``.
     noise : float, default=0.02
         Standard deviation of the noise on each feature.
+    intervention_scale : float or None, default=None
+        How far the intervention moves each variant factor, as a standard deviation.
+        None: it sets them to anything that the two domains hold. To train on the
+        counterparts as well then solves the task, too. With a small number, such as
+        0.3, counterparts come nowhere near the test domain: which directions move is
+        still seen, but training on them does not help.
     random_state : int, RandomState instance or None, default=None
         Determines the draw.
 
@@ -94,8 +102,11 @@ def make_causal_embeddings(
     z_inv = rng.normal(size=(n, n_invariant)) + shift
     tie = np.where(domains == 0, 1, -1)[:, None]
     z_var = rng.normal(size=(n, n_variant)) + tie * shift
-    # The intervention sets the variant factors to anything the two domains hold.
-    z_do = rng.normal(size=(n, n_variant)) + SHIFT * rng.choice([-1, 1], (n, 1))
+    moved = rng.normal(size=(n, n_variant))
+    if intervention_scale is None:
+        z_do = moved + SHIFT * rng.choice([-1, 1], (n, 1))
+    else:
+        z_do = z_var + intervention_scale * moved
 
     def embed(variant):
         clean = z_inv @ A_inv.T + variant @ A_var.T

@@ -81,7 +81,8 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
                 f"{name} has {len(rows)} rows, expected {len(X)}: one for each row of "
                 "X, in the same order."
             )
-    icm, start, groups = clone(icm), 0, count_groups(icm.pairs, len(X), **labels)
+    icm, start, by_domain = clone(icm), 0, icm.center == "domain"
+    groups = count_groups(icm.pairs, len(X), **labels, by_domain=by_domain)
     n_rows = max(1, CHUNK_BYTES // (4 * X.shape[1] * (1 + len(counterparts))))
     sources = [("X", X), *zip(names, counterparts, strict=True)]
     for chunks in zip(*(_chunks(rows, n_rows) for _, rows in sources), strict=True):

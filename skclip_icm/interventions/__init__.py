@@ -3,12 +3,11 @@
 from skclip_icm.interventions._captions import captions
 from skclip_icm.interventions._intervene import (
     IMAGE_INTERVENTIONS,
-    PHOTOMETRIC,
-    RANGES,
     intervene,
     intervention_key,
     resolve_interventions,
 )
+from skclip_icm.interventions._recipes import PHOTOMETRIC, RANGES
 
 __all__ = [
     "IMAGE_INTERVENTIONS",

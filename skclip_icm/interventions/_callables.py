@@ -2,12 +2,13 @@
 
 import inspect
 import random
-import threading
 
 import numpy as np
 
+from skclip_icm._locks import Lock
+
 # Calls that draw from the global generators take turns with them.
-_GLOBAL_GENERATORS = threading.RLock()
+_GLOBAL_GENERATORS = Lock()
 
 
 def call_reproducibly(function, argument, seed):

@@ -14,43 +14,22 @@ import numbers
 
 import numpy as np
 import PIL
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from skclip_icm._images.decoding import ImageError, decode, digest, read_content
 from skclip_icm.interventions._callables import call_reproducibly
 from skclip_icm.interventions._captions import captions
+from skclip_icm.interventions._recipes import (
+    PHOTOMETRIC,
+    RANDOM_CHOICE,
+    RANGES,
+    RECIPES,
+)
 
 __all__ = ["captions", "intervene", "intervention_key", "resolve_interventions"]
 
 # Part of every key: raised when what a named intervention does to an image changes.
 _VERSION = 1
-
-#: Parameter ranges, each drawn uniformly. Brightness, contrast and saturation are
-#: factors; hue is in turns; sigma in pixels of an image whose shorter side is 224,
-#: scaled with that side; bits per channel are kept; a solarized pixel is inverted
-#: where it reaches the threshold.
-RANGES = {
-    "brightness": (0.4, 1.6),
-    "contrast": (0.4, 1.6),
-    "saturation": (0.4, 1.6),
-    "hue": (-0.5, 0.5),
-    "sigma": (0.5, 2.5),
-    "bits": (3, 4),
-    "threshold": (64, 192),
-    "hue_rotation": (1 / 6, 5 / 6),
-}
-
-#: Probability with which "photometric" applies each of its parts, in this order. If
-#: none is drawn, one is picked, so that an image is hardly ever its own counterpart.
-PHOTOMETRIC = {
-    "color_jitter": 0.8,
-    "grayscale": 0.2,
-    "gaussian_blur": 0.3,
-    "invert": 0.2,
-    "posterize": 0.2,
-    "solarize": 0.2,
-    "equalize": 0.2,
-}
 
 
 def intervene(image, intervention="photometric", *, random_state=0, draw=0):
@@ -89,10 +68,12 @@ def intervene(image, intervention="photometric", *, random_state=0, draw=0):
 
     Notes
     -----
-    The interventions are those of the CLIP-ICM paper: "color_jitter", "grayscale",
-    "gaussian_blur", "invert", "posterize", "solarize", "equalize" and "photometric",
-    which composes them at random; besides, "hue" turns all hues by a sixth to five
-    sixths of the circle and keeps the rest, a shift of colour alone. Each is
+    Seven interventions are those of the CLIP-ICM paper: "color_jitter", "grayscale",
+    "gaussian_blur", "invert", "posterize", "solarize" and "equalize"; "random_choice"
+    draws one of them, each as likely, as the authors' script does. Not from the paper
+    are "photometric", which composes "color_jitter", "gaussian_blur", "posterize" and
+    "solarize" at random and leaves the others for validation, and "hue", which turns
+    all hues by a sixth to five sixths of the circle and keeps the rest. Each is
     torchvision's functional transform (v2, on PIL images), except the blur, which is
     Pillow's: in integers, so equal on all machines. The ranges are in `RANGES`, the
     composition in `PHOTOMETRIC`. "grayscale" and "hue" leave a grey image unchanged.
@@ -222,82 +203,24 @@ def intervention_key(intervention):
     return f"name/{name}/{description[:32]}"
 
 
-# The interventions: (PIL image of mode "RGB", generator) -> the same
+def parts_of(spec):
+    """Return what interventions consist of: the name of each name and callable.
 
+    Names stand for themselves, composed ones for their parts, callables for themselves.
+    """
+    entries = spec if isinstance(spec, list | tuple) else [spec]
+    composed = {"photometric": PHOTOMETRIC, "random_choice": RANDOM_CHOICE}
+    parts = {}
+    for entry in entries:
+        if isinstance(entry, str):
+            parts |= {name: name for name in (entry, *composed.get(entry, ()))}
+        else:
+            parts[id(entry)] = _name(entry)
+    return parts
 
-def _transforms():
-    from torchvision.transforms.v2 import functional
-
-    return functional
-
-
-def _uniform(rng, name):
-    return float(rng.uniform(*RANGES[name]))
-
-
-def _color_jitter(image, rng):
-    transforms = _transforms()
-    image = transforms.adjust_brightness(image, _uniform(rng, "brightness"))
-    image = transforms.adjust_contrast(image, _uniform(rng, "contrast"))
-    image = transforms.adjust_saturation(image, _uniform(rng, "saturation"))
-    return transforms.adjust_hue(image, _uniform(rng, "hue"))
-
-
-def _grayscale(image, rng):
-    return _transforms().rgb_to_grayscale(image, 3)
-
-
-def _gaussian_blur(image, rng):
-    # Not torchvision's: its two-dimensional convolution takes two to five times as
-    # long, and its threads compete with those that decode.
-    sigma = _uniform(rng, "sigma") * min(image.size) / 224
-    return image.filter(ImageFilter.GaussianBlur(sigma))
-
-
-def _invert(image, rng):
-    return _transforms().invert(image)
-
-
-def _posterize(image, rng):
-    low, high = RANGES["bits"]
-    return _transforms().posterize(image, int(rng.integers(low, high + 1)))
-
-
-def _solarize(image, rng):
-    return _transforms().solarize(image, _uniform(rng, "threshold"))
-
-
-def _equalize(image, rng):
-    return _transforms().equalize(image)
-
-
-def _photometric(image, rng):
-    names = list(PHOTOMETRIC)
-    chosen = [name for name in names if rng.random() < PHOTOMETRIC[name]]
-    for name in chosen or [names[rng.integers(len(names))]]:
-        image = _RECIPES[name](image, rng)
-    return image
-
-
-def _hue(image, rng):
-    turn = _uniform(rng, "hue_rotation")
-    return _transforms().adjust_hue(image, turn if turn <= 0.5 else turn - 1)
-
-
-_RECIPES = {
-    "color_jitter": _color_jitter,
-    "grayscale": _grayscale,
-    "gaussian_blur": _gaussian_blur,
-    "invert": _invert,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "equalize": _equalize,
-    "photometric": _photometric,
-    "hue": _hue,
-}
 
 #: The names of the interventions on images.
-IMAGE_INTERVENTIONS = tuple(_RECIPES)
+IMAGE_INTERVENTIONS = tuple(RECIPES)
 
 
 # Names and seeds
@@ -308,9 +231,9 @@ def _named(entries):
     named = []
     for entry in entries:
         if isinstance(entry, str):
-            if entry not in _RECIPES:
+            if entry not in RECIPES:
                 raise ValueError(_unknown_name(entry))
-            named.append((entry, _RECIPES[entry]))
+            named.append((entry, RECIPES[entry]))
         elif callable(entry):
             named.append((_name(entry), entry))
         else:

@@ -1,0 +1,99 @@
+"""What a model computes on and in: what is asked for, against what is there."""
+
+from skclip_icm._encoding import openvino_tower
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+_BACKENDS = ("auto", "torch", "openvino")
+
+
+def find_device(device):
+    """Return the device that is meant, or raise ValueError if it is not here."""
+    import torch
+
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    available[:0] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device == "auto":
+        return torch.device(available[0])
+    name = "cuda:0" if str(device) == "cuda" else str(device).removesuffix(":0")
+    name = f"{name}:0" if name == "cuda" else name
+    if name not in available:
+        raise ValueError(
+            f"device={str(device)!r} is not available here, expected 'auto' or one of "
+            f"{available}."
+        )
+    return torch.device(name)
+
+
+def check_dtype(dtype, device):
+    """Raise ValueError if a device cannot compute in it."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r}, expected one of {_DTYPES}.")
+    if dtype == "float16" and device.type == "cpu":
+        raise ValueError(
+            "dtype='float16' needs a GPU, found device='cpu'. Use 'auto', 'bfloat16' "
+            "or 'float32'."
+        )
+
+
+def check_backend(backend, dtype, device, compile):
+    """Raise ValueError or ImportError if a backend is not to be had."""
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend={backend!r}, expected one of {_BACKENDS}.")
+    if backend == "torch" and dtype == "int8":
+        raise ValueError(
+            "dtype='int8' is computed by OpenVINO, found backend='torch'. Set "
+            "backend='auto', or another dtype."
+        )
+    if backend != "openvino" and dtype != "int8":
+        return
+    asked = "dtype='int8'" if dtype == "int8" else "backend='openvino'"
+    if device.type != "cpu":
+        raise ValueError(
+            f"{asked} is for CPUs, found device={str(device)!r}. Set device='cpu', or "
+            "backend='torch' and another dtype."
+        )
+    if compile:
+        raise ValueError(
+            f"compile=True is for backend='torch', found {asked}, which is OpenVINO's "
+            "and compiles anyway. Set compile=False."
+        )
+    if not openvino_tower.is_installed():
+        raise ImportError(
+            f"{asked} needs the package openvino, which is not installed. Run: "
+            'pip install "skclip-icm[openvino]"'
+        )
+
+
+def suits_openvino(device, compile):
+    """Whether "auto" is OpenVINO."""
+    return device.type == "cpu" and not compile and openvino_tower.is_installed()
+
+
+def has_native_bfloat16(device):
+    """Whether bfloat16 is quick there."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Older torch cannot tell instructions from emulation, which is slow.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        names = ("avx512_bf16", "amx_bf16", "bf16")
+        return any(capabilities.get(name, False) for name in names)
+    return False
+
+
+def check_texts(texts):
+    """Raise ValueError or TypeError if they are not some strings."""
+    if isinstance(texts, str):
+        raise TypeError(f"texts is the string {texts!r}, expected a list of strings.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"texts[{index}] is {text!r} of type {type(text).__name__}, expected a "
+                "string."
+            )
+    if not len(texts):
+        raise ValueError("texts is empty, expected at least one string.")
