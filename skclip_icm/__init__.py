@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from skclip_icm._encoding.encoder import unload_models
     from skclip_icm._encoding.weights import WeightsNotFoundError
     from skclip_icm._images.inputs import ImageError
+    from skclip_icm._images.unreadable import drop_unreadable
     from skclip_icm.adaptation import adapt
     from skclip_icm.cache import EmbeddingCache
     from skclip_icm.featurizer import CLIPFeaturizer
-    from skclip_icm.files import EmbeddingFiles, fit_files, transform_files
+    from skclip_icm.files import EmbeddingFiles, embed_files, fit_files, transform_files
     from skclip_icm.icm import ICMTransformer
     from skclip_icm.model_selection import interventional_scorer, invariant_search
     from skclip_icm.pairs import PairedEmbeddings
@@ -36,6 +37,8 @@ __all__ = [
     "adapt",
     "datasets",
     "distributed",
+    "drop_unreadable",
+    "embed_files",
     "fit_files",
     "interventional_scorer",
     "interventions",
@@ -56,6 +59,8 @@ _HOME = {
     "WeightsNotFoundError": "_encoding.weights",
     "ZeroShotClassifier": "zero_shot",
     "adapt": "adaptation",
+    "drop_unreadable": "_images.unreadable",
+    "embed_files": "files",
     "fit_files": "files",
     "interventional_scorer": "model_selection",
     "invariant_search": "model_selection",

@@ -5,16 +5,16 @@ from numbers import Integral, Real
 
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array
-from sklearn.utils.validation import assert_all_finite, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._estimators import Interval, RealNotInt, StrOptions, VersionedEstimator
 from skclip_icm._projection import arrays
-from skclip_icm._projection.differences import find_source
+from skclip_icm._projection.differences import check_finite, find_source
 from skclip_icm._projection.directions import fit_rows
 from skclip_icm._projection.groups import domain_rows
 from skclip_icm._projection.partial_fit import PartialFitMixin
-from skclip_icm.pairs import find_paired, why_unpaired
+from skclip_icm.pairs import embedding_dtypes, find_paired, why_unpaired
 
 
 class ICMTransformer(
@@ -140,7 +140,7 @@ class ICMTransformer(
         ],
         "lam": [Interval(Real, 0, None, closed="left")],
         "method": [StrOptions({"projection", "whitening"})],
-        "pairs": [StrOptions({"interventional", "domain", "class"}), tuple],
+        "pairs": [StrOptions({"interventional", "domain", "class"}), tuple, list],
         "center": ["boolean", StrOptions({"domain"})],
         "rescale": ["boolean"],
         "shrinkage": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
@@ -349,9 +349,9 @@ class ICMTransformer(
 
     def _map(self, X, method):
         check_is_fitted(self)
-        # Of a file, what is not finite shows below, in the small output.
-        finite, dtype = not arrays.is_mapped(X), arrays.floats(X)
-        X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=finite)
+        # What is not finite shows below, in the small output.
+        dtype = embedding_dtypes(X)
+        X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=False)
         arrays.check_same_library(X, self.components_, method)
         xp = arrays.wide(X)[0]
         centred = method == "transform"
@@ -359,13 +359,12 @@ class ICMTransformer(
         directions = xp.astype(directions, X.dtype, copy=False)
         mean = xp.astype(self.mean_, X.dtype) * float(centred)
         mapped = arrays.map_rows(X, directions, mean @ directions.T)
-        if not finite:
-            assert_all_finite(mapped, input_name="X", estimator_name="ICMTransformer")
+        check_finite(mapped, "X")
         return mapped
 
     def _check(self, X, y, X_do, domains, **kwargs):
         """Return `X` as an array and the `Source` of its pairs."""
-        paired, unpaired, dtype = find_paired(X), why_unpaired(X), arrays.floats(X)
+        paired, unpaired, dtype = find_paired(X), why_unpaired(X), embedding_dtypes(X)
         # Values that are not finite show in the sums.
         X = validate_data(self, X, dtype=dtype, ensure_all_finite=False, **kwargs)
         if self.n_components not in ("auto", None) and self.n_components > X.shape[1]:

@@ -3,10 +3,10 @@
 import warnings
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone, is_regressor
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import check_scoring
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 
@@ -144,7 +144,8 @@ def invariant_search(
         carry.
     **search_params : dict
         Other parameters of `sklearn.model_selection.GridSearchCV`, such as `cv`.
-        `error_score` is "raise" unless it is given.
+        Unless they are given, `error_score` is "raise", and `cv` five shuffled folds,
+        stratified by class unless `estimator` is a regressor.
 
     Returns
     -------
@@ -186,7 +187,8 @@ def invariant_search(
         param_grid = _ready_grid(estimator)
     _warn_of_overlap(estimator, interventions or VALIDATION_INTERVENTIONS)
     search_params.setdefault("error_score", "raise")
-    search_params.setdefault("cv", StratifiedKFold(5, shuffle=True, random_state=0))
+    folds = KFold if is_regressor(estimator) else StratifiedKFold
+    search_params.setdefault("cv", folds(5, shuffle=True, random_state=0))
     return GridSearchCV(estimator, param_grid, scoring=scorer, **search_params)
 
 
@@ -267,6 +269,8 @@ class _InterventionalScorer:
         self._scoring, self._aggregate = scoring, aggregate
         self._interventions, self._on_images = interventions, on_images
         self._include_original = include_original
+        measured = "score" if scoring is None else getattr(scoring, "__name__", scoring)
+        self.__name__ = f"{measured} under intervention"  # for labels
         # Metadata is for what measures; None stands for the score of any estimator.
         scorer = check_scoring(DummyClassifier(), scoring)
         self._request = get_routing_for_object(scorer)

@@ -5,6 +5,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from sklearn.utils._set_output import _wrap_data_with_container
 
 from skclip_icm._locks import Lock
+from skclip_icm._projection.arrays import floats
 from skclip_icm._projection.differences import as_floats, check_counterparts
 
 _USE_ASARRAY = (
@@ -352,6 +353,21 @@ def why_unpaired(X):
         f"it is a plain {type(X).__name__}; any step that computes new values, such as "
         "a scaler, goes behind ICMTransformer"
     )
+
+
+def embedding_dtypes(X):
+    """Return the dtypes that embeddings may keep, or raise if `X` holds images."""
+    if getattr(X, "ndim", 0) != 2 or hasattr(X, "columns"):
+        # Not at the top: embeddings alone need no Pillow.
+        from skclip_icm._images.inputs import holds_images
+
+        if holds_images(X):
+            raise ValueError(
+                "X holds images, expected embeddings of shape (n, d): put "
+                "CLIPFeaturizer before this step, as in "
+                "make_pipeline(CLIPFeaturizer(), ICMTransformer())."
+            )
+    return floats(X)
 
 
 def _read_only(array):

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context, clone
-from sklearn.utils import check_consistent_length, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._encoding.stores import open_cache
 from skclip_icm._estimators import HasMethods, VersionedEstimator
-from skclip_icm.interventions._captions import check_templates, check_texts, fill
+from skclip_icm._prompts import name_classes, prompts_of
 from skclip_icm.pairs import find_paired
 
 
@@ -41,10 +40,13 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
     class_names : list of str, dict or None, default=None
         Names for the prompts. A list names labels that are integers from 0, or the
         labels are these names. A dict maps each label to its name. None: the labels
-        in `y` are the names.
-    templates : str or list of str, default="a photo of a {}."
-        Prompts with a slot for the name. The embedding of a class is the normalised
-        mean of the normalised embeddings of its prompts ([2]_, section 3.1.4).
+        in `y` are the names. A list of names in place of one are several names of
+        one class, of which the first may be the label.
+    templates : str, list of str or dict, default="a photo of a {}."
+        Prompts with a slot for the name. A dict maps each label to the prompts of its
+        class, one or a list, with or without a slot. The embedding of a class is the
+        normalised mean of the normalised embeddings of its prompts, one for each name
+        and template ([2]_, section 3.1.4).
 
     Attributes
     ----------
@@ -103,7 +105,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         "featurizer": [HasMethods(["fit_transform", "transform", "encode_text"])],
         "icm": [HasMethods(["fit", "project"]), None],
         "class_names": ["array-like", Mapping, None],
-        "templates": [str, list, tuple],
+        "templates": [str, list, tuple, Mapping],
     }
 
     def __init__(
@@ -139,11 +141,10 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         """
         if y is not None:
             check_consistent_length(X, y)
-        self.classes_, names = _name_classes(self.class_names, y)
+        self.classes_, names = name_classes(self.class_names, y)
+        prompts = prompts_of(self.classes_, names, self.templates)
         self.featurizer_ = clone(self.featurizer)
-        self.text_embeddings_ = _class_embeddings(
-            self.featurizer_, names, self.templates
-        )
+        self.text_embeddings_ = _class_embeddings(self.featurizer_, prompts)
         self.n_features_in_ = self.text_embeddings_.shape[1]
         self.logit_scale_ = self.featurizer_._encoder().logit_scale
         with tell_callbacks(self, X):
@@ -277,69 +278,10 @@ def _holds_embeddings(X):
     return kind == "f" and X.ndim == 2
 
 
-def _name_classes(class_names, y):
-    """Return the labels of the classes and their names."""
-    if y is not None:
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-    if class_names is None:
-        if y is None:
-            raise ValueError(
-                "The classes have no names: give class_names, such as ['cat', 'dog'], "
-                "or labels y."
-            )
-        labels = np.unique(y)
-        return labels, [str(label) for label in labels]
-    if isinstance(class_names, Mapping):
-        names = check_texts(class_names.values(), "class_names")
-        labels = np.array(list(class_names))
-    else:
-        names = check_texts(class_names, "class_names")
-        labels = np.array(names)
-        if y is not None and y.dtype.kind in "biuf":
-            labels = np.arange(len(names))
-    _check_distinct(names)
-    if y is None:
-        return labels, names
-    _check_named(y, labels)
-    if y.dtype.kind in "biuf":
-        coded = labels.astype(y.dtype)
-        # Of more classes than its type can count, y holds some only.
-        labels = coded if (coded == labels).all() else labels
-    order = np.argsort(labels)
-    return labels[order], [names[i] for i in order]
-
-
-def _check_distinct(names):
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(
-            f"class_names holds {min(twice)!r} more than once; the prompts of two "
-            "classes must differ."
-        )
-
-
-def _check_named(y, labels):
-    unknown = np.flatnonzero(~np.isin(y, labels))
-    if unknown.size:
-        shown = ", ".join(repr(label) for label in labels[:5].tolist())
-        more = ", ..." if len(labels) > 5 else ""
-        raise ValueError(
-            f"y[{unknown[0]}] is {y[unknown[0]]!r}, an unknown class: class_names "
-            f"names the {len(labels)} labels {shown}{more}. A list names the labels "
-            "0, 1, ... in this order, or is the list of the labels. For other labels "
-            "give a dict, such as {-1: 'intact', 1: 'broken'}."
-        )
-
-
-def _class_embeddings(featurizer, names, templates):
-    templates = [templates] if isinstance(templates, str) else templates
-    templates = check_templates(templates, "templates")
-    prompts = [fill(template, name) for template in templates for name in names]
-    by_template = _encode_prompts(featurizer, prompts).reshape(
-        len(templates), len(names), -1
-    )
-    return _unit(by_template.mean(axis=0))
+def _class_embeddings(featurizer, prompts):
+    encoded = _encode_prompts(featurizer, [text for some in prompts for text in some])
+    ends = np.cumsum([len(some) for some in prompts])
+    return _unit(np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])]))
 
 
 def _encode_prompts(featurizer, prompts):

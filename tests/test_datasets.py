@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_description_notes_classes_that_domains_lack(root):
 def test_other_and_hidden_files_are_passed_over(root):
     expected = load_domain_folder(root)
     for path in (
-        "README.md",
+        "README.md",  # above the level of images
         ".DS_Store",
         ".hidden.jpg",
         "__MACOSX/photo/dog/a.png",
@@ -134,10 +135,65 @@ def test_other_and_hidden_files_are_passed_over(root):
         "photo/.ipynb_checkpoints/a.png",
         "photo/dog/Thumbs.db",
         "photo/dog/._a.png",
-        "photo/dog/notes",
     ):
         add(root, path)
-    assert load_domain_folder(root).images == expected.images
+    found = load_domain_folder(root)
+    assert relative(found, root) == relative(expected, root)
+    assert found.not_listed == {}
+
+
+def test_files_that_are_not_listed_are_counted_by_suffix(root):
+    expected = load_domain_folder(root)
+    for i in range(3):
+        add(root, f"photo/dog/{i}.CR2")
+    add(root, "sketch/dog/notes")
+    add(root, "sketch/dog/.ipynb_checkpoints/a.png")
+    with pytest.warns(UserWarning, match=r"4 files .* 3 \.cr2, 1 without a suffix"):
+        data = load_domain_folder(root)
+    assert relative(data, root) == relative(expected, root)
+    assert data.not_listed == {".cr2": 3, "without a suffix": 1}
+    assert "not listed: 3 .cr2, 1 without a suffix." in data.DESCR
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = load_domain_folder(root, skip=["*.CR2", "notes"])
+    assert data.not_listed == {}
+
+
+def test_names_to_skip_are_skipped_at_any_level(root):
+    expected = load_domain_folder(root)
+    for path in ("drafts/dog/a.png", "photo/masks/a.png", "photo/dog/masks/a.png"):
+        add(root, path)
+    with pytest.raises(ValueError, match="masks is a folder where images .* in skip"):
+        load_domain_folder(root, domains=["photo"])
+    data = load_domain_folder(root, skip=["drafts", "masks"])
+    assert relative(data, root) == relative(expected, root)
+    with pytest.raises(ValueError, match=r"Write skip=\['masks'\]"):
+        load_domain_folder(root, skip="masks")
+
+
+def test_images_are_selected_by_masks_as_labels_are(root):
+    data = load_domain_folder(root)
+    photo = data.domains == data.domain_names.index("photo")
+    assert len(data.images[photo]) == len(data.target[photo]) == 4
+    assert all("/photo/" in path for path in data.images[photo])
+
+
+def test_frame_and_tuple(root):
+    data = load_domain_folder(root)
+    framed = load_domain_folder(root, as_frame=True)
+    assert list(framed.frame.columns) == ["images", "target", "domains"]
+    assert framed.frame["images"].tolist() == data.images.tolist()
+    assert framed.target.tolist() == data.target.tolist()
+    X, y = load_domain_folder(root, return_X_y=True)
+    assert X.tolist() == data.images.tolist()
+    assert y.tolist() == data.target.tolist()
+    X, y = load_domain_folder(root, return_X_y=True, as_frame=True)
+    assert X.equals(framed.images) and y.equals(framed.target)
+
+
+def test_heic_photographs_are_listed(root):
+    add(root, "photo/dog/phone.HEIC")
+    assert "photo/dog/phone.HEIC" in relative(load_domain_folder(root), root)
 
 
 def test_relative_root_gives_paths_that_survive_a_change_of_folder(root, monkeypatch):
@@ -166,8 +222,9 @@ def test_suffixes_are_those_of_the_readable_formats():
     registered = Image.registered_extensions()
     readable = {suffix for suffix, name in registered.items() if name in FORMATS}
     assert readable <= SUFFIXES
-    # An older Pillow may not know all, but none is of another format.
-    assert all(registered.get(suffix, FORMATS[0]) in FORMATS for suffix in SUFFIXES)
+    # Pillow may not know all, but none is of another format.
+    known = {*FORMATS, "HEIF"}
+    assert all(registered.get(suffix, FORMATS[0]) in known for suffix in SUFFIXES)
 
 
 def test_missing_root(tmp_path):
@@ -194,7 +251,7 @@ def test_domain_without_classes(root):
 
 def test_class_without_images(root):
     add(root, "photo/elephant/labels.csv")
-    with pytest.raises(ValueError, match="elephant holds no images.*Remove the folder"):
+    with pytest.raises(ValueError, match="elephant holds no images.*remove the folder"):
         load_domain_folder(root)
     assert load_domain_folder(root, class_names=["dog"]).target_names == ["dog"]
 

@@ -101,7 +101,8 @@ def test_vector_graphics_are_rendered_once_in_their_colours(made, tmp_path):
         assert picture.getpixel((36, 36)) == colour
     rendered = {path: path.stat().st_mtime_ns for path in home.rglob("*.png")}
     assert len(rendered) == 4
-    assert fetch_emoji_styles(made, data_home=home).images == data.images
+    again = fetch_emoji_styles(made, data_home=home)
+    assert again.images.tolist() == data.images.tolist()
     assert {path: path.stat().st_mtime_ns for path in rendered} == rendered
     assert not [p for p in home.rglob("*") if p.is_file() and p.suffix != ".png"]
 
@@ -155,7 +156,7 @@ def test_rendered_pictures_are_reused(data):
     home = Path(rendered).parents[2]
     written = os.stat(rendered).st_mtime_ns
     again = fetch_emoji_styles(NODE_MODULES, data_home=home)
-    assert again.images == data.images
+    assert again.images.tolist() == data.images.tolist()
     assert os.stat(rendered).st_mtime_ns == written
 
 

@@ -243,7 +243,7 @@ def test_same_result_in_any_row_order(small):
         (lambda Z, D: {"X_do": D[:-1]}, "X_do has 39 rows, expected 40"),
         (lambda Z, D: {"X_do": D[..., :5]}, "X_do has 5 features, expected 6"),
         (lambda Z, D: {"X_do": D[0, 0]}, "X_do must have shape"),
-        (lambda Z, D: {"X_do": np.where(np.arange(6) == 3, np.nan, D)}, "in row 0"),
+        (lambda Z, D: {"X_do": np.where(np.arange(6) == 3, np.nan, D)}, "in rows 0, 1"),
         (lambda Z, D: {"X_do": D, "domains": np.ones(40)}, "domains are passed, but"),
     ],
 )

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageFile
 
@@ -21,6 +24,7 @@ from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding.stores import _MemoryStore
 from skclip_icm._images import decoding as images
 from skclip_icm._images import opening
+from skclip_icm._images.dark import warn_if_dark
 from skclip_icm._images.decoding import (
     ImageError,
     as_items,
@@ -28,6 +32,7 @@ from skclip_icm._images.decoding import (
     digest,
     read_content,
 )
+from skclip_icm._images.heif import is_avif, is_heif
 
 
 def picture(size=(40, 30), seed=0):
@@ -50,6 +55,36 @@ def difference(a, b):
     return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
 
 
+class Dataset:
+    """What is used of a `datasets.Dataset`: columns that decode when indexed."""
+
+    def __init__(self, files, decode=True):
+        self.files, self.fetched = files, []
+        self.features = {"image": SimpleNamespace(decode=decode)}
+
+    def __getitem__(self, name):
+        return Column(self, name)
+
+    def cast_column(self, name, feature):
+        cast = Dataset(self.files, feature.decode)
+        cast.fetched = self.fetched
+        return cast
+
+
+class Column(Sequence):
+    def __init__(self, source, name):
+        self.source, self.column_name = source, name
+
+    def __len__(self):
+        return len(self.source.files)
+
+    def __getitem__(self, row):
+        assert type(row) is int
+        assert not self.source.features[self.column_name].decode, "decoded"
+        self.source.fetched.append(row)
+        return {"bytes": self.source.files[row], "path": None}
+
+
 class TestAsItems:
     @pytest.mark.parametrize(
         "wrap",
@@ -68,6 +103,57 @@ class TestAsItems:
     )
     def test_containers_of_paths(self, wrap):
         assert list(as_items(wrap(["a.jpg", "b.jpg"]))) == ["a.jpg", "b.jpg"]
+
+    def test_rows_of_bytes_and_path(self):
+        """The form of image columns that Hugging Face writes to Parquet."""
+        rows = [
+            {"bytes": b"one", "path": "1.png"},
+            {"bytes": None, "path": "~/2.png"},
+            {"path": "3.png"},
+            {"bytes": None, "path": None},
+        ]
+        expected = [b"one", os.path.expanduser("~/2.png"), "3.png", None]
+        table = pa.table({"image": rows[:2]})
+        assert list(as_items(rows)) == expected
+        assert list(as_items(pd.Series(rows))) == expected
+        assert list(as_items(table.to_pandas())) == expected[:2]
+        assert list(as_items(table["image"])) == expected[:2]
+        assert list(as_items(pl.from_arrow(table))) == expected[:2]
+        with pytest.raises(TypeError, match="Wrap one image in a list"):
+            as_items(rows[0])
+
+    def test_table_asks_for_its_column(self):
+        with pytest.raises(TypeError, match=r"columns \['image', 'y'\].*X\['name'\]"):
+            as_items(pa.table({"image": [b"a"], "y": [0]}))
+
+    def test_column_of_a_dataset_is_fetched_row_by_row_and_not_decoded(self):
+        files = [encoded(picture(seed=i), "PNG") for i in range(3)]
+        column = Dataset(files)["image"]
+        items = as_items(column)
+        fetched = column.source.fetched
+        assert len(items) == 3 and len(fetched) <= 1
+        assert items[2] == files[2]
+        assert fetched[-1] == 2 and len(fetched) <= 2
+
+    def test_paths_of_home_and_file_addresses(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        file = tmp_path / "a b.png"
+        file.write_bytes(b"content")
+        for path in ("~/a b.png", Path("~/a b.png"), file.as_uri()):
+            [item] = as_items([path])
+            assert read_content(item) == b"content"
+        [item] = as_items(["file://elsewhere/a.png"])
+        with pytest.raises(ImageError, match="Addresses are not fetched"):
+            read_content(item)
+
+    def test_files_in_memory(self):
+        file = io.BytesIO(b"content")
+        file.seek(3)
+        [item] = as_items([file])
+        assert read_content(item) == b"content"
+        assert file.tell() == 3
+        with pytest.raises(TypeError, match="a single bytes"):
+            as_items(file)
 
     def test_str_and_path_are_one_kind(self):
         assert len(as_items(["a.jpg", Path("b.jpg")])) == 2
@@ -612,6 +698,77 @@ class TestDigest:
         with pytest.raises(ImageError) as caught:
             digest(lazy, 3)
         assert caught.value.row == 3
+
+
+class TestHeif:
+    """Needs the extra "heif"."""
+
+    @staticmethod
+    def photograph(image, **options):
+        pillow_heif = pytest.importorskip("pillow_heif")
+        buffer = io.BytesIO()
+        pillow_heif.from_pillow(image).save(buffer, quality=95, **options)
+        return buffer.getvalue()
+
+    def test_it_is_decoded_and_pillow_does_not_learn_of_it(self):
+        image = picture((64, 48))
+        content = self.photograph(image)
+        assert is_heif(content) and not is_avif(content)
+        decoded = decode(content)
+        assert decoded.mode == "RGB" and decoded.size == (64, 48)
+        assert difference(decoded, image).max() <= 40
+        Image.init()
+        assert "HEIF" not in Image.OPEN
+
+    def test_orientation_is_applied_once(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image = picture((64, 48))
+        decoded = decode(self.photograph(image, exif=exif.tobytes()))
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+        assert difference(decoded, upright).max() <= 40
+
+    def test_truncated_is_an_error(self):
+        content = self.photograph(picture((64, 48)))
+        with pytest.raises(ImageError, match="row 2: .*cannot be decoded"):
+            decode(content[: len(content) // 2], 2)
+
+
+def ftyp(*brands):
+    box = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    return (4 + len(box)).to_bytes(4) + box + bytes(32)
+
+
+def test_kinds_of_iso_files_are_told_apart():
+    assert is_heif(ftyp(b"heic", b"mif1", b"heic"))
+    assert is_heif(ftyp(b"mif1", b"heic"))
+    for content in (ftyp(b"mif1", b"avif"), ftyp(b"isom", b"mp42"), b"", b"abc"):
+        assert not is_heif(content)
+    assert is_avif(ftyp(b"avif", b"mif1"))
+
+
+def test_heif_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"row 3: 'a.heic': .*skclip-icm\[heif\]"):
+        decode(ftyp(b"heic"), 3, "a.heic")
+
+
+@pytest.mark.parametrize(
+    ("high", "top"), [(200, 255), (255, 255), (256, 4095), (4095, 4095)]
+)
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+def test_dark_16_bit_images_are_told_with_their_scale(mode, high, top):
+    image = Image.new(mode, (4, 4), 1)
+    image.putpixel((0, 0), high)
+    with pytest.warns(UserWarning, match=rf"no value above {top}.* / {top}\."):
+        warn_if_dark(image)
+
+
+@pytest.mark.parametrize("high", [0, 4096, 65535])
+def test_other_16_bit_images_are_not_warned_of(high):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_dark(Image.new("I;16", (4, 4), high))
 
 
 def test_memory_that_only_the_file_claims_to_need():

@@ -135,7 +135,7 @@ def test_wheel_works_without_the_source_tree(wheel, tmp_path):
 def test_every_import_is_a_declared_dependency(project):
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"]]
-    for extra in ("bench", "demo", "openvino", "parquet", "ray"):
+    for extra in ("bench", "demo", "heif", "openvino", "parquet", "ray"):
         lines += extras[extra]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}
     for path in PACKAGE.rglob("*.py"):

@@ -20,11 +20,17 @@ from PIL import Image
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import make_scorer, roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skclip_icm import CLIPFeaturizer, ICMTransformer, ZeroShotClassifier
+from skclip_icm import (
+    CLIPFeaturizer,
+    ICMTransformer,
+    ZeroShotClassifier,
+    interventional_scorer,
+)
 from skclip_icm._images.inputs import ImageError
 from skclip_icm.datasets import make_causal_embeddings
 from skclip_icm.interventions import intervene
@@ -351,8 +357,46 @@ def test_estimators_are_scored_domain_by_domain(causal):
     assert display.scores["ICM"]["target"][0] > display.scores["raw"]["target"][0]
     assert_allclose(sum(display.scores["guess"]["source"]), 1)
     assert ax.get_ylabel() == "accuracy"
-    single = DomainAccuracyDisplay.from_estimator(raw, Z, y, causal.names)
+    single = DomainAccuracyDisplay.from_estimator(
+        raw, Z, y, causal.domains, domain_names=["source", "target"]
+    )
     assert list(single.scores) == ["LogisticRegression"]
+    assert list(single.scores["LogisticRegression"]) == ["source", "target"]
+    with pytest.raises(ValueError, match="domain_names holds 1 names.* are 0 to 1"):
+        DomainAccuracyDisplay.from_estimator(
+            raw, Z, y, causal.domains, domain_names=["source"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("scoring", "name"),
+    [
+        (None, "accuracy"),
+        ("balanced_accuracy", "balanced accuracy"),
+        (make_scorer(roc_auc_score), "roc auc"),
+        (interventional_scorer("accuracy"), "accuracy under intervention"),
+    ],
+)
+def test_the_axis_names_the_metric(causal, scoring, name):
+    Z, y = causal.embeddings, causal.target
+    raw = LogisticRegression().fit(Z, y)
+    names = causal.names
+    made = DomainAccuracyDisplay.from_estimator(raw, Z, y, names, scoring=scoring)
+    assert made.ax_.get_ylabel() == name
+
+
+def test_names_with_a_leading_underscore_are_in_the_legends(icm, causal):
+    scores = {"_raw": {"a": 0.5, "b": 0.5}, "ICM": {"a": 0.5, "b": 0.6}}
+    display = DomainAccuracyDisplay.from_scores(scores)
+    assert legend_texts(display.ax_) == ["_raw", "ICM"]
+    save(display)
+    names = np.char.add("_", causal.names)
+    shown = InvarianceMapDisplay.from_estimator(
+        icm, causal.embeddings, causal.target, names, target_names=["cat", "dog"]
+    )
+    assert legend_texts(shown.axes_[0, 1]) == ["cat", "dog"]
+    assert legend_texts(shown.axes_[1, 1]) == ["_source", "_target"]
+    save(shown)
 
 
 def test_wrong_scores_are_refused(causal):

@@ -1,6 +1,8 @@
 """The report opens anywhere, and says what a user needs to know about each domain."""
 
+import datetime
 import html.parser
+import os
 import re
 
 import matplotlib
@@ -11,9 +13,10 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import GridSearchCV
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from skclip_icm import (
@@ -119,7 +122,7 @@ def test_table_has_counts_scores_intervals_and_the_mean(of_embeddings):
     accuracy = of_embeddings.scores["raw"]["new"]["accuracy"]
     low, high = wilson_interval(accuracy, 200)
     assert re.search(
-        rf"new raw {accuracy:.3f} {low:.2f} to {high:.2f} \d\.\d+ 200", text
+        rf"new raw {accuracy:.3f} {low:.3f} to {high:.3f} \d\.\d+ 200", text
     )
     mean = np.mean([s["accuracy"] for s in of_embeddings.scores["raw"].values()])
     assert f"mean of domains raw {mean:.3f}" in text
@@ -169,7 +172,7 @@ def test_names_that_are_code_are_shown_as_text(of_images):
     assert "&amp;amp;" in of_images.html
 
 
-def test_mistakes_are_shown_as_small_images_without_their_folder(of_images, hostile):
+def test_mistakes_are_shown_as_small_images_with_their_paths(of_images, hostile):
     pipe, paths, y, _ = hostile
     n_mistakes = int((pipe.predict(paths) != y).sum())
     assert n_mistakes
@@ -178,13 +181,21 @@ def test_mistakes_are_shown_as_small_images_without_their_folder(of_images, host
     assert len(thumbnails) == n_mistakes
     assert "true: " in thumbnails[0]["alt"]
     assert "probability" in page.text
-    assert paths[0].rsplit("/", 1)[0] not in of_images.html
+    wrong = np.flatnonzero(pipe.predict(paths) != y)
+    for row in wrong:
+        assert page.text.count(paths[row]) == 2  # below the image, and in the table
+    frame = of_images.mistakes
+    assert sorted(frame.index) == wrong.tolist()
+    assert frame["path"].tolist() == paths[frame.index].tolist()
+    assert frame["true"].tolist() == y[frame.index].tolist()
+    assert frame["confidence"].is_monotonic_decreasing
 
 
 def test_of_images_it_has_all_sections(of_images):
     links = re.findall(r'<a href="#s\d+">([^<]+)', of_images.html)
     assert links == [
         "Scores by domain",
+        "Confusion by domain",
         "Invariant directions",
         "Interventions",
         "Before and after",
@@ -196,11 +207,13 @@ def test_of_images_it_has_all_sections(of_images):
 
 def test_surest_mistakes_come_first(causal, raw):
     Z, y = causal.embeddings, causal.target
-    page = Page(report(raw, Z, y, causal.names, n_mistakes=5))
-    sure = [float(x) for x in re.findall(r"probability (\d\.\d+)", page.text)]
-    assert sure == sorted(sure, reverse=True)
-    wrong = raw.predict_proba(Z)[raw.predict(Z) != y].max(axis=1)
-    assert_allclose(sure, np.sort(wrong)[::-1][:5], atol=0.005)
+    made = report(raw, Z, y, causal.names, n_mistakes=5)
+    text = Page(made).text
+    sure = [float(x) for x in re.findall(r" [01] [01] (0\.\d\d\d)", text)]
+    wrong = np.sort(raw.predict_proba(Z)[raw.predict(Z) != y].max(axis=1))[::-1]
+    assert_allclose(sure[:5], wrong[:5], atol=0.0005)
+    assert_allclose(made.mistakes["confidence"], wrong)
+    assert made.mistakes["true"].dtype == y.dtype
 
 
 def test_embeddings_have_neither_images_nor_interventions(of_embeddings):
@@ -241,6 +254,111 @@ def test_search_has_its_best_candidates(causal):
     assert "interventional_scorer('accuracy'" in text
     assert f"1 {search.best_score_:.3f}" in text
     assert "icmtransformer__lam" in text
+
+
+def test_search_over_several_grids_shows_the_parameters_of_all(causal):
+    pipe = make_pipeline(ICMTransformer(), LogisticRegression())
+    grids = [
+        {"icmtransformer": ["passthrough"], "logisticregression__C": [2]},
+        {"icmtransformer__lam": [7]},
+    ]
+    search = GridSearchCV(pipe, grids, cv=2).fit(causal.embeddings, causal.target)
+    text = Page(report(search, causal.embeddings, causal.target, causal.names)).text
+    table = text[text.index("Best candidates") :]
+    for name in ("icmtransformer", "logisticregression__C", "icmtransformer__lam"):
+        assert name in table
+    assert "– – 7" in table  # what the second grid does not have
+    assert "'passthrough' 2 –" in table
+
+
+def test_halving_counts_each_candidate_once(causal):
+    search = HalvingGridSearchCV(
+        LogisticRegression(),
+        {"C": [0.01, 0.1, 1, 10]},
+        cv=2,
+        factor=2,
+        min_resources=100,
+        random_state=0,
+    ).fit(causal.embeddings, causal.target)
+    text = Page(report(search, causal.embeddings, causal.target, causal.names)).text
+    assert "tried 4 candidates" in text
+    assert f"in {search.n_iterations_} rounds" in text
+    table = text[text.index("Best candidates of the search") :]
+    best = re.search(r" 1 (\d\.\d+) \d\.\d+ (\S+) ", table).groups()
+    assert best == (f"{search.best_score_:.3f}", str(search.best_params_["C"]))
+
+
+def test_confusion_has_the_counts_of_each_domain(causal, fitted):
+    made = report(
+        fitted,
+        causal.embeddings,
+        causal.target,
+        causal.domains,
+        target_names=["cat", "dog"],
+        domain_names=["seen", "new"],
+    )
+    rows = causal.domains == 1
+    X, y = causal.embeddings[rows], causal.target[rows]
+    (a, b), (c, d) = confusion_matrix(y, fitted.predict(X))
+    text = Page(made).text
+    counts = f"true: cat {a} {b} {a + b} true: dog {c} {d} {c + d}"
+    assert f"Domain new class predicted: cat predicted: dog rows {counts}" in text
+    assert set(made.scores["Pipeline"]) == {"seen", "new"}
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed(causal):
+    y = np.arange(len(causal.target)) % 20
+    raw = LogisticRegression().fit(causal.embeddings, y)
+    text = Page(report(raw, causal.embeddings, y, causal.names)).text
+    assert "The most frequent confusions" in text
+    rows = causal.names == "new"
+    cells = confusion_matrix(y[rows], raw.predict(causal.embeddings[rows]))
+    np.fill_diagonal(cells, 0)
+    assert re.search(rf"share of the class \d+ \d+ {cells.max()} 0\.\d+", text)
+
+
+def test_title_and_date(causal, fitted):
+    arguments = fitted, causal.embeddings, causal.target, causal.names
+    made = report(*arguments, title="Trial <3>")
+    assert "<title>Trial &lt;3&gt;</title>" in made.html
+    assert f"Made on {datetime.date.today().isoformat()} from 400 rows." in made.html
+
+
+def test_no_folder_of_this_machine_is_in_the_parameters(tmp_path, photographs):
+    for cache in (str(tmp_path / "kept"), tmp_path / "kept"):
+        pipe = make_pipeline(
+            CLIPFeaturizer("demo", cache=cache), ICMTransformer(2), LogisticRegression()
+        ).fit(photographs, [0, 1] * 3)
+        html = report(pipe, photographs, [0, 1] * 3, ["a", "b"] * 3).html
+        assert str(tmp_path) not in html
+        assert "…/kept" in html
+
+
+def test_wrong_output_is_found_before_the_work(causal, tmp_path):
+    class Untouched(LogisticRegression):
+        def predict(self, X):
+            raise AssertionError("worked")
+
+    model = Untouched().fit(causal.embeddings, causal.target)
+    arguments = model, causal.embeddings, causal.target, causal.names
+    with pytest.raises(FileNotFoundError, match="there is no folder .* Make it"):
+        report(*arguments, path=tmp_path / "nowhere" / "report.html")
+    with pytest.raises(IsADirectoryError, match=r"such as .*report\.html"):
+        report(*arguments, path=tmp_path)
+
+
+def test_names_of_files_may_hold_any_bytes(photographs, tmp_path):
+    paths = [os.fsdecode(os.fsencode(tmp_path) + b"/\xe9%d.png" % i) for i in range(6)]
+    for path, pixels in zip(paths, photographs, strict=True):
+        Image.fromarray(pixels).save(path)
+    y = np.array([0, 1] * 3)
+    pipe = make_pipeline(
+        CLIPFeaturizer("demo"), ICMTransformer(2), LogisticRegression()
+    )
+    pipe.fit(paths, y)
+    made = report(pipe, paths, 1 - y, y, path=tmp_path / "report.html")
+    assert "\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert made.mistakes["path"].isin(paths).all()
 
 
 def test_parameters_that_were_changed_come_first(of_embeddings):
@@ -305,6 +423,10 @@ def test_what_cannot_be_reported(causal, fitted, raw):
         report(fitted[0], *arguments)
     with pytest.raises(ValueError, match="y has 3 entries, expected 400"):
         report(fitted, causal.embeddings, [0, 1, 0], causal.names)
+    with pytest.raises(TypeError, match="Ridge that predicts numbers.*RidgeClassifier"):
+        report(Ridge().fit(Z := causal.embeddings, causal.target), Z, *arguments[1:])
+    with pytest.raises(ValueError, match="domain_names holds 1 names"):
+        report(raw, Z, causal.target, causal.domains, domain_names=["seen"])
     with pytest.raises(TypeError, match="compare is a list, expected a dict"):
         report(fitted, *arguments, compare=[raw])
     with pytest.raises(ValueError, match="compare has the name 'Pipeline'"):

@@ -246,6 +246,42 @@ def test_prompt_ensemble_averages_unit_embeddings(known, classifier):
     assert_allclose(forwards.text_embeddings_, mean, atol=1e-6)
 
 
+def test_several_names_of_a_class_make_prompts_each(known, classifier):
+    images, _ = known
+    templates = ["a photo of a {}.", "a sketch of a {}."]
+    many = clone(classifier).set_params(
+        class_names=[["cat", "cat, asleep"], "dog", ("car",)], templates=templates
+    )
+    many.fit(images)
+    assert many.classes_.tolist() == NAMES
+    assert set(KnownFeaturizer.encoded_texts) == {
+        t.replace("{}", name)
+        for t in templates
+        for name in ("cat", "cat, asleep", "dog", "car")
+    }
+    single = clone(classifier).set_params(templates=templates).fit(images)
+    assert_allclose(many.text_embeddings_, single.text_embeddings_, atol=1e-6)
+    labelled = clone(many).set_params(class_names={7: ["cat", "dog"], 5: "car"})
+    assert labelled.fit(images, [7, 5] * 9).classes_.tolist() == [5, 7]
+    with pytest.raises(ValueError, match="'cat' more than once"):
+        many.set_params(class_names=[["cat", "dog"], "cat"]).fit(images)
+    with pytest.raises(TypeError, match=r"class_names\[1\]\[1\] is 3"):
+        many.set_params(class_names=["cat", ["dog", 3]]).fit(images)
+
+
+def test_templates_by_class(known, classifier):
+    images, y = known
+    templates = {0: "a {}, asleep", 1: ["a {}", "a dog at play"], 2: "a car"}
+    classifier.set_params(templates=templates).fit(images, y)
+    assert sorted(KnownFeaturizer.encoded_texts) == sorted(
+        ["a cat, asleep", "a dog", "a dog at play", "a car"]
+    )
+    with pytest.raises(ValueError, match="expected those of all classes.* in 2.*Give"):
+        classifier.set_params(templates={0: "a", 1: "b"}).fit(images, y)
+    with pytest.raises(ValueError, match=r"templates\[0\] is empty"):
+        classifier.set_params(templates={0: [], 1: "b", 2: "c"}).fit(images, y)
+
+
 def test_each_text_is_encoded_once(known, classifier):
     images, y = known
     cross_val_score(classifier, images, y, cv=2, error_score="raise")

@@ -5,50 +5,44 @@ never costs the others. Only regular files of bounded size are read. Torch tenso
 are recognised without importing torch.
 """
 
-import errno
+import copy
+import io
 import os
-import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-#: Largest file read, in bytes.
-MAX_BYTES = 512 * 2**20
+from skclip_icm._images.reading import (
+    LIST_FOLDER,
+    MAX_BYTES,
+    ImageError,
+    local_path,
+    memory_error,
+    read_file,
+    row_error,
+    shorten,
+)
+
+__all__ = [
+    "MAX_BYTES",
+    "ImageError",
+    "as_items",
+    "check_array",
+    "describe",
+    "holds_images",
+    "memory_error",
+    "read_content",
+    "row_error",
+]
 
 _EXPECTED = (
-    "a list, 1-d array, Series or one-column frame of paths, bytes, PIL images or "
-    "uint8 arrays (H, W), (H, W, 3) or (H, W, 4); or a uint8 array (n, H, W, 3); or "
-    "a uint8 torch tensor (n, 3, H, W)"
+    "a list, 1-d array, Series, column or one-column frame of paths, bytes, PIL "
+    'images, rows {"bytes": ..., "path": ...} or uint8 arrays (H, W), (H, W, 3) or '
+    "(H, W, 4); or a uint8 array (n, H, W, 3); or a uint8 torch tensor (n, 3, H, W)"
 )
-_KINDS = ("path", "bytes", "PIL image", "array", "torch tensor")
-
-
-class ImageError(ValueError):
-    """One row is not a usable image.
-
-    Parameters
-    ----------
-    message : str
-        What was found, what was expected and how to fix it.
-    row : int or None
-        Position of the image in the input; None where there is only one image.
-
-    Examples
-    --------
-    >>> try:
-    ...     read_content("nowhere.jpg", row=3)
-    ... except ImageError as error:
-    ...     print(error.row, error)
-    3 row 3: 'nowhere.jpg': no such file. Check the path; ...
-    """
-
-    def __init__(self, message, row=None):
-        super().__init__(message)
-        self.row = row
-
-    def __reduce__(self):
-        return type(self), (str(self), self.row)
+_ROW = "row of bytes and path"
+_KINDS = ("path", "bytes", "PIL image", "array", "torch tensor", _ROW)
 
 
 def as_items(X):
@@ -59,16 +53,19 @@ def as_items(X):
 
     Parameters
     ----------
-    X : sequence, array, Series, one-column frame or torch tensor
-        Of paths, bytes, PIL images or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or
-        (H, W, 4); or one array (n, H, W, C) with C in (1, 3, 4); or a torch tensor
-        (n, C, H, W). Floats in [0, 1] are accepted in place of uint8. Missing
-        entries (None, NaN) are kept.
+    X : sequence, array, Series, column, one-column frame or torch tensor
+        Of paths, bytes, `io.BytesIO`, PIL images or uint8 arrays (H, W), (H, W, 1),
+        (H, W, 3) or (H, W, 4); or one array (n, H, W, C) with C in (1, 3, 4); or a
+        torch tensor (n, C, H, W). Floats in [0, 1] are accepted in place of uint8.
+        Mappings with "bytes" or "path", as Parquet files of images have them, are the
+        bytes, or the path where there are none. Paths may begin with "~" or
+        "file://". A column of a `datasets.Dataset` is read row by row, when needed.
+        Missing entries (None, NaN) are kept.
 
     Returns
     -------
     sequence of length n
-        ``X`` itself, a view of it, or a list of its entries.
+        ``X`` itself, a view of it, a list of its entries, or what fetches them.
 
     Raises
     ------
@@ -87,17 +84,30 @@ def as_items(X):
     >>> as_items(np.zeros((5, 32, 32, 3), dtype=np.uint8))[0].shape
     (32, 32, 3)
     """
-    if X is None or isinstance(X, str | os.PathLike | bytes | bytearray | Image.Image):
+    if X is None or _kind(X) in ("path", "bytes", "PIL image", _ROW):
+        if isinstance(X, str | os.PathLike) and os.path.isdir(X):
+            raise TypeError(
+                f"X is the folder {shorten(X)}, expected {_EXPECTED}. {LIST_FOLDER}"
+            )
         what = "None" if X is None else f"a single {_kind(X)}"
         raise TypeError(f"X is {what}, expected {_EXPECTED}. Wrap one image in a list.")
     if isinstance(X, np.ndarray):
         items = _array_items(X)
     elif _is_torch(X):
         items = _tensor_items(X)
+    elif hasattr(X, "column_names"):
+        raise TypeError(
+            f"X is a table of the columns {list(X.column_names)}, expected "
+            f"{_EXPECTED}. Select the column of images: X['name']."
+        )
     elif hasattr(X, "columns"):
         items = list(_only_column(X))
+    elif _is_column(X):
+        items = _Column(X)
     elif isinstance(X, Sequence) or hasattr(X, "to_list"):
         items = list(X)
+    elif hasattr(X, "to_pylist"):  # of Arrow
+        items = X.to_pylist()
     else:
         raise TypeError(
             f"X is a {type(X).__name__}, expected {_EXPECTED}. Turn an iterator into "
@@ -107,7 +117,23 @@ def as_items(X):
         raise ValueError(f"X holds no images, expected {_EXPECTED}, with n >= 1.")
     if isinstance(items, list):
         _check_one_kind(items)
+        items = [_plain(item) for item in items]
     return items
+
+
+def holds_images(X):
+    """Say whether `X` is a container of images rather than an array of numbers."""
+    if hasattr(X, "columns"):
+        X = _only_column(X) if X.shape[1] == 1 else ()
+    if getattr(X, "ndim", 1) != 1:
+        return X.ndim == 4
+    if _is_column(X) or hasattr(X, "column_names"):
+        return True
+    if not (isinstance(X, Sequence | np.ndarray) or hasattr(X, "to_list")):
+        return False
+    first = next(iter(X), None)
+    kind = _kind(first)
+    return first.ndim > 1 if kind in ("array", "torch tensor") else kind in _KINDS
 
 
 def read_content(item, row=None):
@@ -115,7 +141,7 @@ def read_content(item, row=None):
 
     Parameters
     ----------
-    item : str, os.PathLike, bytes, PIL image, array or tensor
+    item : str, os.PathLike, bytes, io.BytesIO, PIL image, array or tensor
         One entry of `as_items`.
     row : int, optional
         Its position, for the error message.
@@ -145,11 +171,12 @@ def read_content(item, row=None):
             row, repr(item), "the image is missing", "Drop or fill the row."
         )
     if kind == "path":
-        return _read_file(item, row)
+        return read_file(item, row)
     if kind == "bytes":
-        if len(item) == 0:
+        content = item.getvalue() if isinstance(item, io.BytesIO) else bytes(item)
+        if not content:
             raise row_error(row, "bytes", "they are empty", "Pass a whole image file.")
-        return bytes(item)
+        return content
     if kind == "PIL image":
         return item
     if kind == "torch tensor":
@@ -213,6 +240,43 @@ def _only_column(frame):
     return frame.iloc[:, 0] if hasattr(frame, "iloc") else frame[frame.columns[0]]
 
 
+def _is_column(X):
+    """Whether `X` is a column of a `datasets.Dataset`, which decodes when indexed."""
+    return hasattr(X, "source") and hasattr(X, "column_name") and hasattr(X, "__len__")
+
+
+class _Column(Sequence):
+    """Rows of a column, fetched one at a time, as files where it holds files."""
+
+    def __init__(self, column):
+        self._rows = column
+        feature = getattr(column.source, "features", {}).get(column.column_name)
+        if getattr(feature, "decode", False):
+            # Else each row would be decoded twice, and its file not be known.
+            raw = copy.copy(feature)
+            raw.decode = False
+            source = column.source.cast_column(column.column_name, raw)
+            self._rows = source[column.column_name]
+        if len(self):
+            _check_one_kind([self._rows[0]])
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, row):
+        return _plain(self._rows[int(row)])
+
+
+def _plain(item):
+    """Return one entry without what it is wrapped in, its path as the system's."""
+    if isinstance(item, Mapping):
+        content = item.get("bytes")
+        item = item.get("path") if content is None else content
+    if type(item) is np.str_:  # which messages would show as np.str_('cat.jpg')
+        item = str(item)
+    return local_path(item) if isinstance(item, str | os.PathLike) else item
+
+
 def _check_one_kind(items):
     first, first_row = None, None
     for row, item in enumerate(items):
@@ -234,8 +298,10 @@ def _kind(item):
     """Name the kind of one entry; None for a missing one, else its type's name."""
     if isinstance(item, str | os.PathLike):
         return "path"
-    if isinstance(item, bytes | bytearray | memoryview):
+    if isinstance(item, bytes | bytearray | memoryview | io.BytesIO):
         return "bytes"
+    if isinstance(item, Mapping) and ("bytes" in item or "path" in item):
+        return _ROW
     if isinstance(item, Image.Image):
         return "PIL image"
     if isinstance(item, np.ndarray):
@@ -255,60 +321,6 @@ def _is_torch(item):
 
 
 # One row's content
-
-
-def _read_file(path, row):
-    name = _shorten(os.fspath(path))
-    try:
-        # Opening a FIFO would wait for a writer and opening a device may act on it:
-        # look first, and once more at what was opened, lest it was swapped.
-        _check_regular(os.stat(path), row, name)
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            _check_regular(status, row, name)
-            content = file.read(status.st_size)
-    except ImageError:
-        raise
-    except MemoryError as exc:
-        raise memory_error(row, name) from exc
-    except (OSError, ValueError) as exc:
-        raise row_error(row, name, _reason(exc), _file_fix(exc, name)) from exc
-    if not content:
-        raise row_error(row, name, "the file is empty", "Restore or drop it.")
-    return content
-
-
-def _open_without_waiting(path, flags):
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _check_regular(status, row, name):
-    if stat.S_ISDIR(status.st_mode):
-        fix = "Pass the paths of the files in it."
-        raise row_error(row, name, "a directory", fix)
-    if not stat.S_ISREG(status.st_mode):
-        found = "not a regular file (FIFO, socket or device)"
-        raise row_error(row, name, found, "Pass the path of an image file.")
-    if status.st_size > MAX_BYTES:
-        found = f"the file has {status.st_size} bytes, at most {MAX_BYTES} are read"
-        raise row_error(row, name, found, "Save the image smaller.")
-
-
-def _reason(exc):
-    reason = {
-        errno.ENOENT: "no such file",
-        errno.EACCES: "no permission to read the file",
-        errno.ELOOP: "a loop of symbolic links",
-    }.get(getattr(exc, "errno", None))
-    return reason or getattr(exc, "strerror", None) or str(exc)
-
-
-def _file_fix(exc, name):
-    if "://" in name:
-        return "Addresses are not fetched: download the file and pass its path."
-    if isinstance(exc, FileNotFoundError):
-        return f"Check the path; the working directory is {os.getcwd()!r}."
-    return "Pass the path of a readable image file."
 
 
 def _tensor_to_array(tensor, row):
@@ -355,23 +367,6 @@ def check_array(array, row, name=""):
 # Messages
 
 
-def row_error(row, name, found, fix):
-    """Build the error for one row."""
-    return ImageError(f"{_where(row, name)}: {found}. {fix}", row)
-
-
-def memory_error(row, name):
-    """Build the error for one row that may be a good image."""
-    return MemoryError(
-        f"{_where(row, name)}: there is not enough memory to read the image, which may "
-        "be whole. Set n_jobs lower, or give the process more memory."
-    )
-
-
-def _where(row, name):
-    return name if row is None else f"row {row}: {name}"
-
-
 def describe(content):
     """Name an image that has no path."""
     if isinstance(content, Image.Image):
@@ -380,8 +375,3 @@ def describe(content):
     if isinstance(content, np.ndarray):
         return f"{content.dtype} array of shape {content.shape}"
     return f"{len(content)} bytes"
-
-
-def _shorten(path):
-    text = repr(path)
-    return text if len(text) <= 300 else f"{text[:150]} ... {text[-100:]}"

@@ -17,6 +17,7 @@ from PIL.IcoImagePlugin import IcoFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from skclip_icm._images.heif import is_avif, is_heif, open_heif
 from skclip_icm._images.inputs import row_error
 
 _PLUGINS = {
@@ -55,6 +56,8 @@ def open_image(content, row, name):
     `PIL.Image.open` is not used because it warns, or raises, by its own pixel limit,
     a global that the user may have changed.
     """
+    if is_heif(content):
+        return open_heif(content, row, name)
     reasons = []
     for image_format, factory, accept in _openers():
         accepted = accept is None or accept(content[:16])
@@ -74,7 +77,9 @@ def open_image(content, row, name):
         row,
         name,
         f"not an image that can be read ({found})",
-        f"Expected one of {', '.join(FORMATS)}; convert, restore or drop it.",
+        'AVIF needs another Pillow: pip install -U "Pillow>=11.3".'
+        if is_avif(content)
+        else f"Expected one of {', '.join(FORMATS)}; convert, restore or drop it.",
     )
 
 

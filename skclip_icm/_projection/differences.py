@@ -19,6 +19,8 @@ from skclip_icm._projection.arrays import (
 )
 from skclip_icm._projection.groups import domain_rows, group_rows
 
+_MAX_TOLD = 10  # rows named in a message
+
 
 class Source(NamedTuple):
     """Where the pairs of some rows come from, checked but for values not finite."""
@@ -43,6 +45,11 @@ def find_source(pairs, center, X, paired, unpaired, y, X_do, domains):
     with any, `unpaired` what may have become of them if not. ValueError if what is
     needed is absent or does not fit, or what is given is not used.
     """
+    if isinstance(pairs, list):
+        raise ValueError(
+            f"pairs is a list of {len(pairs)} entries, expected a tuple: write "
+            "pairs=(U, V), or pairs=(U, V, weight)."
+        )
     kind = pairs
     if isinstance(pairs, tuple):
         kind = "given" if len(pairs) == 2 else "interventional"
@@ -160,14 +167,19 @@ def _check_given(pairs, like):
 
 
 def check_finite(values, name):
-    """Raise ValueError that names the first row of `values` with NaN or infinity."""
+    """Raise ValueError that names the rows of `values` with NaN or infinity."""
     xp = wide(values)[0]
     flat = xp.reshape(values, (values.shape[0], -1))
     bad = to_numpy(~xp.all(xp.isfinite(flat), axis=1)).nonzero()[0]
     if bad.size:
+        shown = ", ".join(map(str, bad[:_MAX_TOLD]))
+        more = f" and {len(bad) - _MAX_TOLD} more" if len(bad) > _MAX_TOLD else ""
+        rows = "row" if len(bad) == 1 else "rows"
         raise ValueError(
-            f"{name}: NaN or infinity in row {bad[0]} ({len(bad)} such rows). Drop "
-            "these rows from X, y and the counterparts first."
+            f"{name}: NaN or infinity in {rows} {shown}{more}, as CLIPFeaturizer gives "
+            'for images that cannot be read with on_error="nan". Drop such rows first: '
+            "of images by X, y, groups, errors = drop_unreadable(X, y, groups), of "
+            "embeddings by a mask, also from y and the counterparts."
         )
 
 

@@ -26,11 +26,18 @@ from skclip_icm._projection.arrays import (
 
 def check_labels(labels, name, n):
     """Return labels of `n` rows as a numpy array, or raise an error that names them."""
-    labels = to_numpy(labels)
+    try:
+        labels = to_numpy(labels)
+    except ValueError as error:  # a list of lists that differ in length
+        raise ValueError(
+            f"{name} holds lists of labels, expected ({n},) labels: one for each row "
+            f"of X ({error})."
+        ) from error
     if labels.ndim != 1 and labels.shape[1:] != (1,):
         raise ValueError(
             f"{name} has shape {labels.shape}, expected ({n},): one label for each row "
-            "of X."
+            f"of X. Give one column, such as {name}[:, 0], or of indicators of classes "
+            f"{name}.argmax(axis=1)."
         )
     labels = column_or_1d(labels, warn=True)
     if labels.dtype == object and len({type(label) for label in labels}) == 1:
@@ -42,15 +49,24 @@ def check_labels(labels, name, n):
         )
     if labels.dtype.kind in "OfcM" and any(missing := [_is_missing(v) for v in labels]):
         row = missing.index(True)
+        label = as_python(labels[row])
         raise ValueError(
-            f"{name}[{row}] is {labels[row]!r}: Input {name} contains NaN or "
+            f"{name}[{row}] is {label!r}: Input {name} contains NaN or "
             "another missing label. Drop such rows from X, y and the others first."
         )
     if name == "y" and labels.dtype.kind == "f" and (labels % 1 != 0).any():
+        row = int(np.argmax(labels % 1 != 0))
         raise ValueError(
-            "Unknown label type: y holds numbers with a fraction. Give class labels."
+            f"Unknown label type: y[{row}] is {as_python(labels[row])!r}, expected "
+            "class labels; numbers with a fraction are for regression. Bin them, for "
+            "example by numpy.digitize."
         )
     return labels
+
+
+def as_python(label):
+    """Return a label as messages show it: 'a', not numpy.str_('a')."""
+    return label.item() if isinstance(label, np.generic) else label
 
 
 def group_keys(y, domains=None):

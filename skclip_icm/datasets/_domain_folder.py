@@ -1,30 +1,48 @@
 """Any data set laid out as domain/class/image, the layout of DomainBed."""
 
 import difflib
+import fnmatch
 import os
+import re
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from sklearn.utils import Bunch
 
+from skclip_icm._images.reading import local_path
+
 # Every format of `decoding.FORMATS`, also those that an older Pillow cannot
 # decode: such a file is then reported, where an unknown suffix would be passed over.
 SUFFIXES = frozenset(
-    ".apng .avif .avifs .bmp .gif .ico .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
-    ".jpx .mpo .pbm .pfm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+    ".apng .avif .avifs .bmp .gif .heic .heics .heif .heifs .hif .ico .j2c .j2k .jfif "
+    ".jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .pbm .pfm .pgm .png .pnm .ppm .tif .tiff "
+    ".webp".split()
 )
+# What systems put beside images. Hidden files and folders are skipped as well.
+_JUNK = ("Thumbs.db", "desktop.ini", "__MACOSX")
 _MAX_LISTED = 20  # names in a message
 
 
-def load_domain_folder(root, *, domains=None, class_names=None):
+def load_domain_folder(
+    root,
+    *,
+    domains=None,
+    class_names=None,
+    skip=(),
+    return_X_y=False,
+    as_frame=False,
+):
     """List the images of a data set laid out as ``root/domain/class/image``.
 
     This is the layout of PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as
     DomainBed arranges them. A folder of classes, such as ImageNet-R, ImageNet-A,
     ImageNet-Sketch or ImageNet-V2, is one domain of the folder that holds it.
 
-    Images are told by their suffix and are not opened. Other files, and hidden files
-    and folders, are passed over.
+    Images are told by their suffix and are not opened. A warning counts the other
+    files beside them by suffix. Hidden files and folders, and what systems put there
+    ("Thumbs.db", "desktop.ini", "__MACOSX"), are skipped.
 
     Parameters
     ----------
@@ -35,15 +53,26 @@ def load_domain_folder(root, *, domains=None, class_names=None):
     class_names : sequence of str, default=None
         Names of the classes to list, in this order. None is all that some listed
         domain has, by name.
+    skip : sequence of str, default=()
+        Names of more files and folders to skip, at any level, such as "masks", or
+        patterns such as "*.txt".
+    return_X_y : bool, default=False
+        Whether to return ``(images, target)`` in place of a Bunch.
+    as_frame : bool, default=False
+        Whether ``images``, ``target`` and ``domains`` are pandas Series, and ``frame``
+        the frame of all three.
 
     Returns
     -------
     data : Bunch
-        ``images``: list of n absolute paths, by domain, class and file name;
+        ``images``: array of n absolute paths, by domain, class and file name;
         ``target``: int array (n,), index into ``target_names``; ``domains``: int array
         (n,), index into ``domain_names``; ``target_names``, ``domain_names``: lists of
-        str; ``DESCR``: str, the number of images in each domain and the classes that
-        some domain lacks.
+        str; ``not_listed``: dict of suffix to number of files beside the images that
+        are no images by their suffix; ``DESCR``: str, the number of images in each
+        domain and the classes that some domain lacks.
+    (images, target) : tuple
+        With ``return_X_y=True``.
 
     Raises
     ------
@@ -52,6 +81,13 @@ def load_domain_folder(root, *, domains=None, class_names=None):
     ValueError
         If a name is unknown or given twice, a folder is empty, or an image or a folder
         lies at a level where it does not belong.
+    ImportError
+        If pandas is missing, with ``as_frame=True``.
+
+    Warns
+    -----
+    UserWarning
+        If there are files beside the images that are not listed.
 
     Examples
     --------
@@ -70,9 +106,10 @@ def load_domain_folder(root, *, domains=None, class_names=None):
     (array([0, 0, 1]), array([0, 1, 0]))
     >>> root.cleanup()
     """
-    root = Path(root).absolute()
-    domain_names = _select(domains, _find_domains(root), "domains", root)
-    classes = _find_classes(root, domain_names)
+    root = Path(local_path(root)).absolute()
+    scan = _Scan({*_JUNK, *_check_skip(skip)})
+    domain_names = _select(domains, _find_domains(root, scan), "domains", root)
+    classes = _find_classes(root, domain_names, scan)
     union = sorted(set().union(*classes.values()))
     target_names = _select(class_names, union, "class_names", root)
 
@@ -81,7 +118,7 @@ def load_domain_folder(root, *, domains=None, class_names=None):
     for i, domain in enumerate(domain_names):
         for j, name in enumerate(target_names):
             if name in classes[domain]:
-                paths = _find_images(root, root / domain / name)
+                paths = _find_images(root, root / domain / name, scan)
                 counts[i, j] = len(paths)
                 images += paths
         if not counts[i].any():
@@ -89,23 +126,65 @@ def load_domain_folder(root, *, domains=None, class_names=None):
                 f"{root / domain} has none of the class_names. It has: "
                 f"{_listing(sorted(classes[domain]))}. Leave {domain!r} out of domains."
             )
+    not_listed = dict(scan.others.most_common())
+    if not_listed:
+        warnings.warn(_tell_not_listed(root, not_listed), UserWarning, stacklevel=2)
     domain, target = np.indices(counts.shape).reshape(2, -1)
+    rows = {
+        "images": np.array(images, dtype=object),
+        "target": np.repeat(target, counts.ravel()),
+        "domains": np.repeat(domain, counts.ravel()),
+    }
+    if as_frame:
+        frame = _as_frame(rows)
+        rows = {name: frame[name] for name in rows} | {"frame": frame}
+    if return_X_y:
+        return rows["images"], rows["target"]
     return Bunch(
-        images=images,
-        target=np.repeat(target, counts.ravel()),
-        domains=np.repeat(domain, counts.ravel()),
+        **rows,
         target_names=target_names,
         domain_names=domain_names,
-        DESCR=_describe(root, domain_names, target_names, counts),
+        not_listed=not_listed,
+        DESCR=_describe(root, domain_names, target_names, counts, not_listed),
     )
 
 
-def _find_domains(root):
+def _check_skip(skip):
+    if isinstance(skip, str):
+        raise ValueError(
+            f"skip is the string {skip!r}, expected a list of names. Write "
+            f"skip=[{skip!r}]."
+        )
+    return skip
+
+
+def _as_frame(rows):
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError(
+            "as_frame=True makes a frame of pandas. Run: pip install pandas"
+        ) from error
+    return pd.DataFrame(rows)
+
+
+def _tell_not_listed(root, counts):
+    found = ", ".join(f"{n} {suffix}" for suffix, n in counts.items())
+    return (
+        f"{root}: {sum(counts.values())} files beside the images are not listed, as "
+        "their suffix is not that of an image that can be read: "
+        f"{found}. Convert those that are images, such as raw files of cameras, to PNG "
+        "or TIFF; to skip others without this warning, name them in skip, such as "
+        "skip=['*.txt']."
+    )
+
+
+def _find_domains(root, scan):
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist. {_layout(root)}")
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is a file, not a folder. {_layout(root)}")
-    folders, images = _scan(root)
+    folders, images = scan(root)
     if images:
         raise ValueError(
             f"{root / images[0]} is an image where a folder is expected, one per "
@@ -116,9 +195,9 @@ def _find_domains(root):
     return folders
 
 
-def _find_classes(root, domain_names):
+def _find_classes(root, domain_names, scan):
     """Names of the class folders of each domain, {domain: set of names}."""
-    scans = {name: _scan(root / name) for name in domain_names}
+    scans = {name: scan(root / name) for name in domain_names}
     if all(images and not folders for folders, images in scans.values()):
         raise ValueError(
             f"{root} is laid out as class/image, which is one domain. Give the folder "
@@ -139,38 +218,49 @@ def _find_classes(root, domain_names):
     return {name: set(folders) for name, (folders, _) in scans.items()}
 
 
-def _find_images(root, folder):
+def _find_images(root, folder, scan):
     """Paths of a class folder's images, sorted."""
-    folders, images = _scan(folder)
+    folders, images = scan(folder, count_others=True)
     if folders:
         raise ValueError(
             f"{folder / folders[0]} is a folder where images are expected. "
-            f"{_layout(root)} If the domains lie in a folder of {root}, give that one."
+            f"{_layout(root)} If the domains lie in a folder of {root}, give that one. "
+            "To leave the folder out, name it in skip."
         )
     if not images:
         raise ValueError(
             f"{folder} holds no images: no file ends in "
-            f"{', '.join(sorted(SUFFIXES))}. {_layout(root)} Remove the folder if the "
-            "domain lacks this class."
+            f"{', '.join(sorted(SUFFIXES))}. {_layout(root)} If the domain lacks this "
+            "class, remove the folder, or name it in skip."
         )
     # Joined as strings, since a Path for each of 600,000 files takes seconds.
     prefix = os.path.join(folder, "")
     return [prefix + name for name in images]
 
 
-def _scan(folder):
-    """Names of the folders and of the images in a folder, each sorted."""
-    folders, images = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith(".") or name == "__MACOSX":
-                continue
-            if entry.is_dir():  # known from the listing: asks the disk for links only
-                folders.append(name)
-            elif os.path.splitext(name)[1].lower() in SUFFIXES:
-                images.append(name)
-    return sorted(folders), sorted(images)
+class _Scan:
+    """Lists folders, but for what is skipped, and counts files that are no images."""
+
+    def __init__(self, skip):
+        patterns = "|".join(map(fnmatch.translate, sorted(skip)))
+        self._skips, self.others = re.compile(patterns).match, Counter()
+
+    def __call__(self, folder, count_others=False):
+        """Names of the folders and of the images in a folder, each sorted."""
+        folders, images = [], []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(".") or self._skips(name):
+                    continue
+                suffix = os.path.splitext(name)[1].lower()
+                if entry.is_dir():  # known from the listing: asks the disk for links
+                    folders.append(name)
+                elif suffix in SUFFIXES:
+                    images.append(name)
+                elif count_others:
+                    self.others[suffix or "without a suffix"] += 1
+        return sorted(folders), sorted(images)
 
 
 def _select(wanted, found, parameter, root):
@@ -216,7 +306,7 @@ def _layout(root):
     return f"Expected: {root / 'domain' / 'class' / 'image.jpg'}, and so on."
 
 
-def _describe(root, domain_names, target_names, counts):
+def _describe(root, domain_names, target_names, counts, not_listed):
     n_domains, n_classes = counts.shape
     lines = [
         f"{root.name}: {n_domains} domains, {n_classes} classes",
@@ -233,4 +323,7 @@ def _describe(root, domain_names, target_names, counts):
     if n_domains > 1 and len(single):
         listed = _listing([target_names[j] for j in single])
         lines += ["", f"Classes in one domain only: {listed}."]
+    if not_listed:
+        found = ", ".join(f"{n} {suffix}" for suffix, n in not_listed.items())
+        lines += ["", f"Files beside the images that are not listed: {found}."]
     return "\n".join(lines) + "\n"

@@ -26,7 +26,7 @@ def fetch_elpv():
     Returns
     -------
     data : Bunch
-        ``images``: list of 2,624 paths of PNG files; ``target``: int array, 1 for a
+        ``images``: array of 2,624 paths of PNG files; ``target``: int array, 1 for a
         defective cell; ``domains``: int array, 0 for monocrystalline and 1 for
         polycrystalline modules; ``probability``: float array, the rated probability of
         a defect; ``target_names``, ``domain_names``: lists of str; ``DESCR``: str.
@@ -56,7 +56,7 @@ def fetch_elpv():
     )
     domain_names = ["mono", "poly"]
     return Bunch(
-        images=[str(folder / path) for path in table["path"]],
+        images=np.array([str(folder / path) for path in table["path"]], dtype=object),
         target=(table["probability"] >= 0.5).astype(int),
         domains=np.array([domain_names.index(name) for name in table["module"]]),
         probability=table["probability"],

@@ -54,7 +54,7 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        Fields: ``images``, list of str, n paths of PNG and WebP files, style by
+        Fields: ``images``, array of n paths of PNG and WebP files, style by
         style, with the concepts in the same order in every style.
         ``target``, int array (n,), index into ``target_names``.
         ``domains``, int array (n,), index into ``domain_names``.
@@ -102,7 +102,10 @@ def fetch_emoji_styles(node_modules="node_modules", *, data_home=None):
     target = [_GROUPS.index(groups[concept]["category"]) for concept in concepts]
     rows = [annotations[concept] for concept in concepts] * len(_STYLES)
     return Bunch(
-        images=[str(found[concept]) for found in files for concept in concepts],
+        images=np.array(
+            [str(found[concept]) for found in files for concept in concepts],
+            dtype=object,
+        ),
         target=np.tile(target, len(_STYLES)),
         domains=np.repeat(np.arange(len(_STYLES)), len(concepts)),
         target_names=[group.lower().replace("&", "and") for group in _GROUPS],

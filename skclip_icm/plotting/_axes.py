@@ -1,6 +1,9 @@
 """Axes and colours that the displays have in common."""
 
+import re
+
 import numpy as np
+from sklearn.base import is_classifier, is_regressor
 
 # The palette of Okabe and Ito, "Color Universal Design" (2008): told apart with any
 # colour vision. Ordered so that neighbours also differ in lightness, for print.
@@ -9,9 +12,83 @@ PURPLE, SKY_BLUE, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#F0E442", "#000000"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY_BLUE, YELLOW, BLACK)
 
 
+def printable(text):
+    """Return text that can be written: names of files may hold any bytes."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def verbatim(text):
     """Return a name so that matplotlib does not read dollar signs in it as formulas."""
-    return str(text).replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
+
+
+def add_legend(ax, handles, names, **options):
+    """Add a legend that shows all names; matplotlib leaves out those like "_raw"."""
+    legend = ax.legend(handles, ["name"] * len(names), **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(verbatim(name))
+    return legend
+
+
+def check_names(labels, names, parameter):
+    """Return what is shown of labels: themselves, or the names that they count.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        Labels.
+    names : sequence of str or None
+        Names of the labels 0, 1, ..., or None.
+    parameter : str
+        What `names` is called, for messages.
+
+    Returns
+    -------
+    labels : ndarray of shape (n,)
+        The labels, or the name of each.
+    """
+    if names is None:
+        return labels
+    names = [names] if isinstance(names, str) else list(names)
+    if not len(labels):
+        return labels
+    counts = labels.dtype.kind in "biu"
+    if not counts or labels.min() < 0 or labels.max() >= len(names):
+        found = f"{labels.min()} to {labels.max()}" if counts else str(labels[:3])
+        raise ValueError(
+            f"{parameter} holds {len(names)} names, of the labels 0 to "
+            f"{len(names) - 1}; the labels are {found}. Give a name for each number "
+            f"that the labels count from 0, or leave {parameter} out if the labels are "
+            "names themselves."
+        )
+    return np.array([str(name) for name in names])[labels.astype(int)]
+
+
+def name_metric(scoring, estimator):
+    """Return what a measure is called, in words.
+
+    Parameters
+    ----------
+    scoring : str, callable or None
+        As in `sklearn.model_selection.cross_val_score`; None is the estimator's own.
+    estimator : estimator
+        What is scored.
+
+    Returns
+    -------
+    name : str
+        Such as "accuracy".
+    """
+    if scoring is None:
+        if is_classifier(estimator):
+            return "accuracy"
+        return "R²" if is_regressor(estimator) else "score"
+    made = re.match(r"make_scorer\((\w+?)(_score)?\b", repr(scoring))
+    if made and not isinstance(scoring, str):
+        name = made[1]
+    else:
+        name = scoring if isinstance(scoring, str) else None
+    return (name or getattr(scoring, "__name__", repr(scoring))).replace("_", " ")
 
 
 def import_pyplot():

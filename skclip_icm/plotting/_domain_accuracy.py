@@ -8,7 +8,14 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from skclip_icm._projection.groups import check_labels
-from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
+from skclip_icm.plotting._axes import (
+    COLORS,
+    add_legend,
+    check_names,
+    make_axes,
+    name_metric,
+    verbatim,
+)
 
 # As many as are coprime with the colours, so that the combinations do not repeat soon.
 _HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")
@@ -87,7 +94,16 @@ class DomainAccuracyDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimators, X, y, domains, *, scoring=None, score_name=None, ax=None
+        cls,
+        estimators,
+        X,
+        y,
+        domains,
+        *,
+        scoring=None,
+        score_name=None,
+        domain_names=None,
+        ax=None,
     ):
         """Score fitted estimators domain by domain, and draw.
 
@@ -110,6 +126,9 @@ class DomainAccuracyDisplay:
             takes the estimator's own score.
         score_name : str or None, default=None
             What is scored, for the label. None takes the name of `scoring`.
+        domain_names : list of str or None, default=None
+            Names of the domains where `domains` counts them from 0, such as
+            `load_domain_folder` returns.
         ax : matplotlib Axes or None, default=None
             Where to draw. None makes a figure.
 
@@ -134,6 +153,7 @@ class DomainAccuracyDisplay:
             estimators = {type(estimators).__name__: estimators}
         n = _num_samples(X)
         y, domains = check_labels(y, "y", n), check_labels(domains, "domains", n)
+        domains = check_names(domains, domain_names, "domain_names")
         repeats = {
             method: fitted if isinstance(fitted, list | tuple) else [fitted]
             for method, fitted in estimators.items()
@@ -148,8 +168,7 @@ class DomainAccuracyDisplay:
                     for estimator in fitted
                 ]
         if score_name is None:
-            name = "score" if scoring is None else scoring
-            score_name = getattr(name, "__name__", str(name))
+            score_name = name_metric(scoring, next(iter(repeats.values()))[0])
         return cls(scores=scores, score_name=score_name).plot(ax)
 
     def plot(self, ax=None):
@@ -188,7 +207,6 @@ class DomainAccuracyDisplay:
             color=COLORS[i % len(COLORS)],
             edgecolor="black",
             hatch=_HATCHES[i % len(_HATCHES)],
-            label=verbatim(method),
         )
         room = self._inches() / (len(groups) + 0.2) * width
         self.ax_.bar_label(
@@ -207,13 +225,14 @@ class DomainAccuracyDisplay:
         ax.margins(y=0.15)
         ax.set_ylabel(verbatim(self.score_name))
         ax.axhline(0, color="black", linewidth=0.8)
-        handles, names = ax.get_legend_handles_labels()
-        ax.legend(
-            handles,
-            names,
+        methods = list(self.bars_)
+        add_legend(
+            ax,
+            list(self.bars_.values()),
+            methods,
             loc="lower center",
             bbox_to_anchor=(0.5, 1),
-            ncols=_legend_columns(names, self._inches()),
+            ncols=_legend_columns(methods, self._inches()),
         )
 
     def _inches(self):
@@ -223,7 +242,7 @@ class DomainAccuracyDisplay:
 def _legend_columns(names, inches):
     """As many as fit, and evenly filled."""
     # The width of a character and of the patch with its gaps, at the usual font size.
-    fitting = max(1, int(inches / (0.085 * max(map(len, names)) + 0.6)))
+    fitting = max(1, int(inches / (0.085 * max(len(str(n)) for n in names) + 0.6)))
     n_rows = -(-len(names) // fitting)
     return -(-len(names) // n_rows)
 

@@ -80,7 +80,9 @@ class InterventionDisplay:
         self.between = between
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, interventions=None, ax=None):
+    def from_estimator(
+        cls, estimator, X, *, interventions=None, image_names=None, ax=None
+    ):
         """Intervene on images, embed both, and draw.
 
         Parameters
@@ -91,6 +93,9 @@ class InterventionDisplay:
             Images, at most 32.
         interventions : str, callable, list or None, default=None
             Interventions to use instead of those of the featurizer.
+        image_names : list of str of length n or None, default=None
+            What to write under the images, such as their domains. None: the names of
+            their files.
         ax : matplotlib Axes, array-like of n * (1 + k) Axes or None, default=None
             Where to draw; one is divided. None makes a figure.
 
@@ -130,7 +135,7 @@ class InterventionDisplay:
             originals=rendered[:, 0],
             counterparts=rendered[:, 1:],
             cosines=_cosines(embeddings[:, :1], embeddings[:, 1:]),
-            image_names=[_image_name(item, row) for row, item in enumerate(items)],
+            image_names=_image_names(items, image_names),
             intervention_names=_intervention_names(
                 interventions, featurizer.n_interventions
             ),
@@ -198,9 +203,19 @@ def _intervention_names(interventions, n_draws):
     return [f"{name}, draw {draw + 1}" for name in names for draw in range(n_draws)]
 
 
-def _image_name(item, row):
-    name = os.path.basename(_path(item)) or f"image {row}"
-    return name if len(name) <= 22 else f"{name[:9]}…{name[-12:]}"
+def _image_names(items, names):
+    if names is None:
+        names = [
+            os.path.basename(_path(item)) or f"image {row}"
+            for row, item in enumerate(items)
+        ]
+    names = [str(name) for name in names]
+    if len(names) != len(items):
+        raise ValueError(
+            f"image_names holds {len(names)} names, expected {len(items)}: one for "
+            "each image of X."
+        )
+    return [n if len(n) <= 22 else f"{n[:9]}…{n[-12:]}" for n in names]
 
 
 def _path(item):

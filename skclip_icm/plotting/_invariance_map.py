@@ -7,7 +7,7 @@ from sklearn.utils.validation import _num_samples
 
 from skclip_icm._estimators import find_fitted_icm
 from skclip_icm._projection.groups import check_labels
-from skclip_icm.plotting._axes import COLORS, make_axes, verbatim
+from skclip_icm.plotting._axes import COLORS, add_legend, check_names, make_axes
 
 # A colour and a marker of its own for each group; more groups than this in one panel
 # cannot be told apart.
@@ -81,6 +81,8 @@ class InvarianceMapDisplay:
         y,
         domains=None,
         *,
+        target_names=None,
+        domain_names=None,
         max_samples=2000,
         random_state=0,
         ax=None,
@@ -98,6 +100,8 @@ class InvarianceMapDisplay:
             Classes.
         domains : array-like of shape (n,) or None, default=None
             Domain of each row. None leaves the lower row out.
+        target_names, domain_names : list of str or None, default=None
+            Names of the classes and domains where `y` and `domains` count them from 0.
         max_samples : int, default=2000
             If there are more rows, that many are drawn at random.
         random_state : int, RandomState instance or None, default=0
@@ -120,8 +124,10 @@ class InvarianceMapDisplay:
         """
         steps, icm = find_fitted_icm(estimator)
         y = check_labels(y, "y", _num_samples(X))
+        y = check_names(y, target_names, "target_names")
         if domains is not None:
             domains = check_labels(domains, "domains", _num_samples(X))
+            domains = check_names(domains, domain_names, "domain_names")
         if _num_samples(X) > max_samples:
             rng = check_random_state(random_state)
             rows = np.sort(rng.choice(_num_samples(X), max_samples, replace=False))
@@ -163,11 +169,11 @@ class InvarianceMapDisplay:
         for (title, labels), panels in zip(rows, self.axes_, strict=True):
             groups = _groups(np.asarray(labels))
             for i, points in enumerate((self.before, self.after)):
-                _scatter(panels[i], np.asarray(points), groups)
+                handles = _scatter(panels[i], np.asarray(points), groups)
                 self._label(panels[i], i)
-            legend = panels[1].legend(
-                title=title, loc="upper left", bbox_to_anchor=(1.02, 1)
-            )
+            names = [name for name, _, _ in groups]
+            where = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
+            legend = add_legend(panels[1], handles, names, title=title, **where)
             for handle in legend.legend_handles:
                 handle.set(alpha=1, sizes=[40])
         for panel, title in zip(
@@ -222,13 +228,7 @@ def _entry(value):
 
 
 def _scatter(panel, points, groups):
-    for name, rows, style in groups:
-        panel.scatter(
-            *points[rows].T,
-            s=18,
-            alpha=0.6,
-            edgecolors="black",
-            linewidths=0.3,
-            label=verbatim(name),
-            **style,
-        )
+    alike = {"s": 18, "alpha": 0.6, "edgecolors": "black", "linewidths": 0.3}
+    return [
+        panel.scatter(*points[rows].T, **alike, **style) for _, rows, style in groups
+    ]

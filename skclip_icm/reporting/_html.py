@@ -4,6 +4,8 @@ import base64
 import html
 import io
 
+from skclip_icm.plotting._axes import printable
+
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -19,12 +21,13 @@ a { color: #00517f; }
 .scroll { overflow-x: auto; }
 .scroll:focus-visible, a:focus-visible, summary:focus-visible {
   outline: 3px solid #d55e00; }
-table { min-width: 18rem; border-collapse: collapse;
+table { margin-bottom: 1rem; min-width: 18rem; border-collapse: collapse;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #444; padding-bottom: 0.4rem; }
 th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #bbb; }
 thead th { border-bottom: 2px solid #444; }
+header p { margin-top: -0.5rem; color: #444; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.total > * { font-weight: 600; }
 tr:not(.total) + tr.total > * { border-top: 2px solid #444; }
@@ -53,8 +56,8 @@ class Markup(str):
     """HTML that is escaped already."""
 
 
-def page(title, sections):
-    """Join sections, as (heading, markup), to a whole page."""
+def page(title, line, sections):
+    """Join a title, a line below it, and sections, as (heading, markup), to a page."""
     links, parts = [], []
     for i, (heading, content) in enumerate(sections):
         links.append(f'<li><a href="#s{i}">{escape(heading)}</a></li>')
@@ -67,7 +70,7 @@ def page(title, sections):
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(title)}</h1></header>\n"
+        f"<header><h1>{escape(title)}</h1>\n<p>{escape(line)}</p></header>\n"
         f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>\n<main>\n'
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
@@ -76,7 +79,7 @@ def page(title, sections):
 
 def escape(value):
     """Return text as HTML, unless it is markup already."""
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+    return value if isinstance(value, Markup) else Markup(html.escape(printable(value)))
 
 
 def paragraph(*texts):
@@ -86,7 +89,7 @@ def paragraph(*texts):
 
 def code(value):
     """Return a value in the type of code."""
-    return Markup(f"<code>{html.escape(str(value))}</code>")
+    return Markup(f"<code>{html.escape(printable(value))}</code>")
 
 
 def table(caption, columns, rows, *, n_totals=0):
@@ -127,6 +130,19 @@ def table(caption, columns, rows, *, n_totals=0):
 
 class Number(str):
     """Text of a number, to stand to the right in tables."""
+
+
+class Shaded(Number):
+    """Text of a number in a cell that is the darker, the larger its share."""
+
+    share = 0.0
+
+
+def shaded(number, share):
+    """Return a number for a table, in a cell shaded by its `share` between 0 and 1."""
+    cell = Shaded(number)
+    cell.share = share
+    return cell
 
 
 def details(summary, content):
@@ -181,6 +197,9 @@ def framed(whole_page, title):
 
 def _cell(tag, value, is_number, scope=""):
     number = ' class="number"' if is_number else ""
+    if isinstance(value, Shaded) and value.share:
+        # Light enough for the text, also at a share of 1.
+        number += f' style="background: rgb(0 114 178 / {0.5 * value.share:.2f})"'
     return f"<{tag}{scope}{number}>{escape(value)}</{tag}>"
 
 

@@ -1,18 +1,51 @@
-"""The most confident mistakes, with small copies of their images."""
+"""The rows that are predicted wrongly, the surest first, with their images."""
 
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from skclip_icm._images.decoding import decode
 from skclip_icm._images.inputs import ImageError, read_content
-from skclip_icm.reporting._html import Markup, Number, images, paragraph, table
+from skclip_icm.reporting._html import (
+    Markup,
+    Number,
+    details,
+    images,
+    paragraph,
+    table,
+)
 
 _PIXELS = 192
+_MAX_LISTED = 500
+_HEADING = "Most confident mistakes"
 
 
-def mistakes(estimator, X, y, domains, scores, found, n_shown):
-    """Rows that an estimator is surest of and wrong about.
+class Mistakes(NamedTuple):
+    """The rows that an estimator is wrong about, the surest first."""
+
+    rows: np.ndarray
+    domains: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray | None  # None where the estimator does not say
+    unit: str  # what the confidence is
+    paths: list | None  # as they were given; None where images are no paths
+
+    def columns(self):
+        """Return the columns of a frame, by name, without the paths."""
+        columns = {
+            "domain": self.domains,
+            "true": self.true,
+            "predicted": self.predicted,
+        }
+        if self.confidence is not None:
+            columns["confidence"] = self.confidence
+        return columns
+
+
+def find_mistakes(estimator, X, y, domains, names, scores, found):
+    """Find the rows that an estimator predicts wrongly.
 
     Parameters
     ----------
@@ -22,12 +55,45 @@ def mistakes(estimator, X, y, domains, scores, found, n_shown):
         What it predicts from.
     y, domains : ndarray of shape (n,)
         Class and domain of each row.
+    names : callable
+        Turns an array of classes into what is shown of them.
     scores : Scores
         What it predicts.
     found : Images or None
         The images in `X`; None for embeddings.
+
+    Returns
+    -------
+    mistakes : Mistakes
+        All of them.
+    """
+    predicted = next(iter(scores.predictions.values()))
+    rows, confidence, unit = np.flatnonzero(predicted != y), None, ""
+    if rows.size:
+        confidence, unit = _confidence(estimator, X)
+    if confidence is not None:
+        rows = rows[np.argsort(-confidence[rows], kind="stable")]
+        confidence = confidence[rows]
+    paths = None
+    if found is not None and all(map(_path, found.items)):
+        paths = [_path(found.items[row]) for row in rows]
+    true, guessed = names(y[rows]), names(predicted[rows])
+    return Mistakes(rows, domains[rows], true, guessed, confidence, unit, paths)
+
+
+def mistakes_section(mistakes, n_rows, found, n_shown):
+    """Show the surest mistakes, and list all of them.
+
+    Parameters
+    ----------
+    mistakes : Mistakes
+        What to show.
+    n_rows : int
+        Rows in all, right and wrong.
+    found : Images or None
+        The images in `X`; None for embeddings.
     n_shown : int
-        How many at most.
+        How many to show as images.
 
     Returns
     -------
@@ -36,37 +102,52 @@ def mistakes(estimator, X, y, domains, scores, found, n_shown):
     content : Markup
         The section.
     """
-    predicted = next(iter(scores.predictions.values()))
-    wrong = np.flatnonzero(predicted != y)
-    heading = "Most confident mistakes"
-    if not wrong.size or not n_shown:
-        said = "There is no mistake." if not wrong.size else "None is shown."
-        return heading, paragraph(said)
-    confidence, unit = _confidence(estimator, X)
-    if confidence is not None:
-        wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    shown = wrong[:n_shown]
-    sure = [
-        "" if confidence is None else f"{unit} {confidence[row]:.2f}" for row in shown
-    ]
-    said = paragraph(
-        f"{len(wrong)} of {len(y)} rows are mistaken."
-        + (" The surest come first." if confidence is not None else "")
-    )
-    if found is None:
-        rows = [
-            [Number(row), str(domains[row]), str(y[row]), str(predicted[row]), words]
-            for row, words in zip(shown, sure, strict=True)
-        ]
-        columns = ["row", "domain", "true class", "predicted", "confidence"]
-        return heading, Markup(f"{said}\n{table(heading, columns, rows)}")
-    entries = []
-    for row, words in zip(shown, sure, strict=True):
-        truth, guess = f"true: {y[row]}", f"predicted: {predicted[row]}"
-        lines = [truth, guess, words, f"domain: {domains[row]}", _name(found, row)]
+    n = len(mistakes.rows)
+    if not n:
+        return _HEADING, paragraph("There is no mistake.")
+    sure = "" if mistakes.confidence is None else " The surest come first."
+    content = [paragraph(f"{n} of {n_rows} rows are mistaken.{sure}")]
+    if found is not None and n_shown:
+        content.append(images(_entries(mistakes, found, n_shown)))
+    if found is None and n_shown:
+        content.append(_table(_HEADING, mistakes, n_shown))
+    if found is not None or n > n_shown:
+        listed = min(n, _MAX_LISTED)
+        many = f"All {n} mistakes" if listed == n else f"{listed} of {n} mistakes"
+        content.append(details(f"{many} as a table", _table(many, mistakes, listed)))
+    return _HEADING, Markup("\n".join(content))
+
+
+def _entries(mistakes, found, n_shown):
+    for i, row in enumerate(mistakes.rows[:n_shown]):
+        truth = f"true: {mistakes.true[i]}"
+        guess = f"predicted: {mistakes.predicted[i]}"
+        sure = "" if mistakes.confidence is None else _sure(mistakes, i)
+        name = f"row {row}" if mistakes.paths is None else mistakes.paths[i]
+        lines = [truth, guess, sure, f"domain: {mistakes.domains[i]}", name]
         alt = f"Row {row}, {truth}, {guess}"
-        entries.append((_thumbnail(found.items[row], row), alt, filter(None, lines)))
-    return heading, Markup(f"{said}\n{images(entries)}")
+        yield _thumbnail(found.items[row], row), alt, filter(None, lines)
+
+
+def _table(caption, mistakes, n_shown):
+    columns = ["row", "domain", "true class", "predicted"]
+    if mistakes.confidence is not None:
+        columns.append(mistakes.unit)
+    if mistakes.paths is not None:
+        columns.append("path")
+    rows = []
+    for i, row in enumerate(mistakes.rows[:n_shown]):
+        cells = [mistakes.domains[i], mistakes.true[i], mistakes.predicted[i]]
+        if mistakes.confidence is not None:
+            cells.append(Number(f"{mistakes.confidence[i]:.3f}"))
+        if mistakes.paths is not None:
+            cells.append(mistakes.paths[i])
+        rows.append([Number(row), *cells])
+    return table(caption, columns, rows)
+
+
+def _sure(mistakes, i):
+    return f"{mistakes.unit} {mistakes.confidence[i]:.3f}"
 
 
 def _confidence(estimator, X):
@@ -89,11 +170,6 @@ def _thumbnail(item, row):
         return None
     image.thumbnail((_PIXELS, _PIXELS))
     return image
-
-
-def _name(found, row):
-    # The folder may say more than should be sent to others.
-    return os.path.basename(_path(found.items[row])) or f"row {row}"
 
 
 def _path(item):

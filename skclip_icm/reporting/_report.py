@@ -1,31 +1,46 @@
 """The report: what it takes, and in which order it says what."""
 
+import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_regressor
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skclip_icm._estimators import find_step, is_featurizer
 from skclip_icm._images.inputs import as_items
 from skclip_icm._projection.groups import check_labels
-from skclip_icm.plotting._axes import import_pyplot
+from skclip_icm.plotting._axes import check_names, import_pyplot
 from skclip_icm.reporting import _sections
+from skclip_icm.reporting._confusion import confusion_by_domain, confusion_section
 from skclip_icm.reporting._html import framed, page
-from skclip_icm.reporting._mistakes import mistakes
+from skclip_icm.reporting._mistakes import find_mistakes, mistakes_section
 from skclip_icm.reporting._scores import score_by_domain
 
 
 def report(
-    estimator, X, y, domains, *, compare=None, scoring=None, n_mistakes=12, path=None
+    estimator,
+    X,
+    y,
+    domains,
+    *,
+    compare=None,
+    scoring=None,
+    target_names=None,
+    domain_names=None,
+    title=None,
+    n_mistakes=12,
+    path=None,
 ):
     """Write one HTML file on how an estimator does in each domain, and why.
 
-    It has the scores by domain, the displays of `skclip_icm.plotting`, the most
-    confident mistakes, the parameters and the versions. The file holds all that it
-    shows, so it opens without a network and can be sent to others: with it go small
-    copies of the images that are drawn.
+    It has the scores by domain, which classes are taken for which, the displays of
+    `skclip_icm.plotting`, the most confident mistakes, the parameters and the versions.
+    The file holds all that it shows, so it opens without a network and can be sent to
+    others: with it go small copies of the images that are drawn, and the paths of
+    those that are mistaken, as they are in `X`.
 
     Parameters
     ----------
@@ -45,8 +60,15 @@ def report(
     scoring : str, callable or None, default=None
         One more measure beside accuracy and balanced accuracy, as in
         `sklearn.model_selection.cross_val_score`; `interventional_scorer` is one.
+    target_names, domain_names : list of str or None, default=None
+        Names of the classes and domains where `y` and `domains` count them from 0,
+        such as `skclip_icm.datasets.load_domain_folder` returns. None shows labels as
+        they are.
+    title : str or None, default=None
+        Heading of the page. None: how the estimator does in each domain.
     n_mistakes : int, default=12
-        How many of the most confident mistakes to show.
+        How many of the most confident mistakes to show as images. All are listed in a
+        table, up to 500, and in the attribute `mistakes`.
     path : str, path-like or None, default=None
         Where to save the file. None saves none.
 
@@ -60,9 +82,12 @@ def report(
     NotFittedError
         If the estimator is not fitted.
     TypeError
-        If the estimator does not predict, or `compare` is no dict.
+        If the estimator does not predict classes, or `compare` is no dict.
     ValueError
-        If the lengths differ, or two estimators have the same name.
+        If the lengths differ, two estimators have the same name, or there are labels
+        without names.
+    FileNotFoundError, IsADirectoryError, PermissionError
+        If there can be no file at `path`: said before the work.
 
     See Also
     --------
@@ -97,8 +122,11 @@ def report(
     Report(Pipeline: accuracy 0.997, mean of 2 domains 0.997)
     """
     import_pyplot()
+    _check_path(path)
     n = _num_samples(X)
     y, domains = check_labels(y, "y", n), check_labels(domains, "domains", n)
+    domains = check_names(domains, domain_names, "domain_names")
+    check_names(y, target_names, "target_names")
     name = type(estimator).__name__
     if not isinstance(compare, dict | None):
         raise TypeError(
@@ -115,19 +143,27 @@ def report(
         _check_classifier(method, fitted)
     scores = score_by_domain(methods, X, y, domains, scoring)
     images = _find_images(estimator, X)
+
+    def named(labels):
+        return check_names(labels, target_names, "target_names")
+
+    classes, counts = confusion_by_domain(scores, y, domains)
+    found = find_mistakes(estimator, X, y, domains, named, scores, images)
     content = (
         _sections.scores(scores),
+        confusion_section(named(classes), counts),
         _sections.search(estimator),
         _sections.spectrum(estimator),
         _sections.interventions(images, domains),
-        _sections.invariance_map(estimator, X, y, domains),
-        mistakes(estimator, X, y, domains, scores, images, n_mistakes),
+        _sections.invariance_map(estimator, X, named(y), domains),
+        mistakes_section(found, n, images, n_mistakes),
         _sections.parameters(estimator),
         _sections.versions(),
     )
-    made = Report(
-        page(f"How {name} does in each domain", list(filter(None, content))), scores
-    )
+    title = f"How {name} does in each domain" if title is None else title
+    line = f"Made on {datetime.date.today().isoformat()} from {n} rows."
+    html = page(title, line, list(filter(None, content)))
+    made = Report(html, scores, found)
     return made if path is None else made.save(path)
 
 
@@ -140,6 +176,8 @@ class Report:
         The page.
     scores : Scores
         What it says of each domain.
+    found : Mistakes
+        The rows that are mistaken.
 
     Attributes
     ----------
@@ -147,16 +185,37 @@ class Report:
         The page.
     scores : dict of str to dict of str to dict of str to float
         For each method, for each domain, each measure.
+    mistakes : pandas.DataFrame
+        All mistaken rows, the surest first: domain, true and predicted class, how sure
+        the estimator is (a probability, a distance from the boundary, or a margin
+        between the two best classes, whichever it has), and the path, where images are
+        paths. The index has the numbers of the rows.
 
     See Also
     --------
     report : Makes one.
     """
 
-    def __init__(self, html, scores):
+    def __init__(self, html, scores, found):
         self.html = html
         self.scores = scores.by_method
-        self._summary = scores.summary()
+        self._summary, self._found = scores.summary(), found
+
+    @property
+    def mistakes(self):
+        """All mistaken rows as a pandas frame, the surest first."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "The mistakes are a frame of pandas. Run: pip install pandas"
+            ) from error
+        index = pd.Index(self._found.rows, name="row")
+        frame = pd.DataFrame(self._found.columns(), index=index)
+        if self._found.paths is not None:
+            # As objects: pandas' strings must be Unicode, names of files need not.
+            frame["path"] = pd.Series(self._found.paths, index=index, dtype=object)
+        return frame
 
     def save(self, path):
         """Save the page.
@@ -201,7 +260,35 @@ def _find_images(estimator, X):
         return None
 
 
+def _check_path(path):
+    """Raise if no file can be written to `path`, before hours of work."""
+    if path is None:
+        return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise IsADirectoryError(
+            f"path is the folder {os.fspath(path)!r}, expected that of a file, "
+            f"such as {os.path.join(path, 'report.html')!r}."
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"path={os.fspath(path)!r}: there is no folder {str(folder)!r}. Make it "
+            "first, or save elsewhere."
+        )
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"path={os.fspath(path)!r}: {str(folder)!r} cannot be written to. Save "
+            "elsewhere."
+        )
+
+
 def _check_classifier(method, estimator):
+    if is_regressor(estimator):
+        raise TypeError(
+            f"{method} is a {type(estimator).__name__} that predicts numbers; the "
+            "report counts right and wrong classes. Give a classifier, such as "
+            "RidgeClassifier in place of Ridge."
+        )
     if hasattr(estimator, "best_estimator_") or hasattr(estimator, "predict"):
         check_is_fitted(
             estimator,

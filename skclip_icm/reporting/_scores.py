@@ -5,6 +5,8 @@ from scipy.special import ndtri
 from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 
+from skclip_icm.plotting._axes import name_metric
+
 ACCURACY, BALANCED = "accuracy", "balanced accuracy"
 
 
@@ -98,13 +100,6 @@ def wilson_interval(share, n, level=0.95):
     return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
-def name_of(scoring):
-    """Return what to call a measure in a table."""
-    if isinstance(scoring, str):
-        return scoring.replace("_", " ")
-    return getattr(scoring, "__name__", repr(scoring))
-
-
 def _measures(fitted, predicted, X, y, rows, scoring):
     truth, predicted = y[rows], predicted[rows]
     right, present = truth == predicted, np.unique(truth)
@@ -116,7 +111,7 @@ def _measures(fitted, predicted, X, y, rows, scoring):
         X_domain = _safe_indexing(X, np.flatnonzero(rows))
         # Most other measures are not defined where there is one class.
         score = check_scoring(fitted, scoring) if len(present) > 1 else _undefined
-        measures[name_of(scoring)] = float(score(fitted, X_domain, truth))
+        measures[name_metric(scoring, fitted)] = float(score(fitted, X_domain, truth))
     return measures
 
 

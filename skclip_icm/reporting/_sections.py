@@ -2,6 +2,7 @@
 
 import inspect
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -27,6 +28,10 @@ from skclip_icm.reporting._html import (
 from skclip_icm.reporting._scores import ACCURACY, wilson_interval
 
 _MAX_CANDIDATES = 10
+# The folders of a path in quotes: they say of a machine what others need not know.
+_FOLDER = re.compile(
+    r"""(['"](?:local-dir:)?)(?:/|[A-Za-z]:[\\/])(?:[^'"]*[\\/])?(?=[^'"])"""
+)
 _PACKAGES = (
     "scikit-learn",
     "numpy",
@@ -43,13 +48,14 @@ def scores(result):
     """Scores by domain, as a table and as bars."""
     methods, domains = list(result.by_method), list(result.counts)
     first = methods[0]
-    said = [f"{first} predicts {result.over_all(first):.1%} of {_rows(result)} right."]
+    accuracy = result.over_all(first)
+    said = [f"{first} has an accuracy of {accuracy:.3f} on {_rows(result)}."]
     if len(domains) > 1:
         worst = result.worst(first)
         share = result.by_method[first][worst][ACCURACY]
         said.append(
             f"The mean of the {len(domains)} domains is "
-            f"{result.mean(first, ACCURACY):.1%}. The worst is {share:.1%}, in the "
+            f"{result.mean(first, ACCURACY):.3f}. The worst is {share:.3f}, in the "
             f"domain {worst}."
         )
     said.append(
@@ -66,22 +72,34 @@ def search(estimator):
     metric = estimator.refit if getattr(estimator, "multimetric_", False) else "score"
     if results is None or f"rank_test_{metric}" not in results:
         return None
-    order = np.argsort(results[f"rank_test_{metric}"], kind="stable")
-    names = list(results["params"][0])
+    # Of halving, which scores the best ones again on more rows, the last round counts.
+    rounds = np.asarray(results.get("iter", np.zeros(len(results["params"]))))
+    last = np.flatnonzero(rounds == rounds.max())
+    ranks = np.asarray(results[f"rank_test_{metric}"])[last]
+    order = last[np.argsort(ranks, kind="stable")]
+    n_candidates = np.count_nonzero(rounds == rounds.min())
+    halved = (
+        f"It halved them in {len(np.unique(rounds))} rounds; the {len(last)} of the "
+        "last round are ranked here."
+        if rounds.any()
+        else ""
+    )
+    # The grids of a list may have parameters of their own.
+    names = list(dict.fromkeys(name for p in results["params"] for name in p))
     candidates = [
         [
-            Number(results[f"rank_test_{metric}"][i]),
+            Number(np.count_nonzero(ranks < results[f"rank_test_{metric}"][i]) + 1),
             Number(f"{results[f'mean_test_{metric}'][i]:.3f}"),
             Number(f"{results[f'std_test_{metric}'][i]:.3f}"),
-            *(_short(results["params"][i].get(name, "")) for name in names),
+            *(_value(results["params"][i], name) for name in names),
         ]
         for i in order[:_MAX_CANDIDATES]
     ]
     said = paragraph(
-        f"{type(estimator).__name__} tried {len(order)} candidates by cross-validation "
-        "of its training rows. It scored them by",
-        code(_short(estimator.scoring or "the estimator's own score")),
-        "and took the first.",
+        f"{type(estimator).__name__} tried {n_candidates} candidates by "
+        "cross-validation of its training rows. It scored them by",
+        code(_short(estimator.scoring)) if estimator.scoring else "their own score",
+        f"and took the first. {halved}",
     )
     columns = ["rank", "mean score", "deviation", *names]
     shown = table("Best candidates of the search", columns, candidates)
@@ -108,7 +126,7 @@ def spectrum(estimator):
 
 
 def interventions(images, domains):
-    """Images of several domains beside their counterparts."""
+    """Images of several domains beside their counterparts, with their domains."""
     if images is None or images.featurizer.interventions is None:
         return None
     rows = np.unique(domains, return_index=True)[1][:4]
@@ -118,7 +136,10 @@ def interventions(images, domains):
     columns = 1 + count * images.featurizer.n_interventions
     drawn = _figure(1.9 * max(columns, 2), 0.4 + 2.2 * len(rows))
     display = InterventionDisplay.from_estimator(
-        images.featurizer, shown, ax=drawn.subplots()
+        images.featurizer,
+        shown,
+        image_names=[f"domain {domains[row]}" for row in rows],
+        ax=drawn.subplots(),
     )
     caption = (
         "The first image of each domain as the model sees it, beside its counterparts. "
@@ -196,7 +217,7 @@ def _score_table(result):
         for method, by_domain in result.by_method.items():
             score, *rest = by_domain[domain].values()
             low, high = wilson_interval(score, count)
-            cells = [_score(score), Number(f"{low:.2f} to {high:.2f}")]
+            cells = [_score(score), Number(f"{low:.3f} to {high:.3f}")]
             cells += [*map(_score, rest), Number(count)]
             rows.append([domain, method, *cells])
     total = Number(sum(result.counts.values()))
@@ -252,8 +273,12 @@ def _parameter_table(caption, values):
     return table(caption, ["parameter", "value"], rows)
 
 
+def _value(parameters, name):
+    return _short(parameters[name]) if name in parameters else "–"
+
+
 def _short(value):
-    text = repr(value)
+    text = _FOLDER.sub(r"\1…/", repr(value))
     if inspect.isroutine(value) or inspect.isclass(value):
         text = value.__qualname__
     return text if len(text) <= 300 else f"{text[:200]} … {text[-80:]}"

@@ -1,0 +1,111 @@
+"""Names of classes, and the prompts that these make."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _num_samples
+
+from skclip_icm._projection.groups import as_python, check_labels
+from skclip_icm.interventions._captions import check_templates, check_texts, fill
+
+
+def name_classes(class_names, y):
+    """Return the labels of the classes, and the names of each."""
+    if y is not None:
+        y = check_labels(y, "y", _num_samples(y))
+        check_classification_targets(y)
+    if class_names is None:
+        if y is None:
+            raise ValueError(
+                "The classes have no names: give class_names, such as ['cat', 'dog'], "
+                "or labels y."
+            )
+        labels = np.unique(y)
+        return labels, [[str(label)] for label in labels]
+    if isinstance(class_names, Mapping):
+        names = _synonyms(class_names.values())
+        labels = np.array(list(class_names))
+    else:
+        names = _synonyms(class_names)
+        labels = np.array([synonyms[0] for synonyms in names])
+        if y is not None and y.dtype.kind in "biuf":
+            labels = np.arange(len(names))
+    _check_distinct(names)
+    if y is None:
+        return labels, names
+    _check_named(y, labels)
+    if y.dtype.kind in "biuf":
+        coded = labels.astype(y.dtype)
+        # Of more classes than its type can count, y holds some only.
+        labels = coded if (coded == labels).all() else labels
+    order = np.argsort(labels)
+    return labels[order], [names[i] for i in order]
+
+
+def _synonyms(class_names):
+    """Return the names of each class as a list."""
+    if isinstance(class_names, str):
+        check_texts(class_names, "class_names")  # which raises
+    several = [isinstance(entry, list | tuple) and entry for entry in class_names]
+    check_texts(
+        [s[0] if s else e for s, e in zip(several, class_names, strict=True)],
+        "class_names",
+    )
+    return [
+        check_texts(some, f"class_names[{i}]") if some else [entry]
+        for i, (some, entry) in enumerate(zip(several, class_names, strict=True))
+    ]
+
+
+def _check_distinct(classes):
+    names = [name for names in classes for name in dict.fromkeys(names)]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(
+            f"class_names holds {min(twice)!r} more than once; the prompts of two "
+            "classes must differ."
+        )
+
+
+def _check_named(y, labels):
+    unknown = np.flatnonzero(~np.isin(y, labels))
+    if unknown.size:
+        shown = ", ".join(repr(label) for label in labels[:5].tolist())
+        more = ", ..." if len(labels) > 5 else ""
+        raise ValueError(
+            f"y[{unknown[0]}] is {as_python(y[unknown[0]])!r}, an unknown class: "
+            f"class_names names the {len(labels)} labels {shown}{more}. A list names "
+            "the labels 0, 1, ... in this order, or is the list of the labels. For "
+            "other labels give a dict, such as {-1: 'intact', 1: 'broken'}."
+        )
+
+
+def prompts_of(labels, names, templates):
+    """Return the prompts of each class."""
+    if isinstance(templates, Mapping):
+        by_class = _templates_by_class(labels, templates)
+    else:
+        templates = [templates] if isinstance(templates, str) else templates
+        by_class = [check_templates(templates, "templates")] * len(labels)
+    # A prompt without a slot is the same for all names.
+    return [
+        list(dict.fromkeys(fill(template, name) for template in some for name in its))
+        for some, its in zip(by_class, names, strict=True)
+    ]
+
+
+def _templates_by_class(labels, templates):
+    labels = labels.tolist()
+    wrong = [label for label in templates if label not in labels]
+    wrong += [label for label in labels if label not in templates]
+    if wrong:
+        raise ValueError(
+            f"templates has the labels {list(templates)}, expected those of all "
+            f"classes, {labels}: they differ in {wrong[0]!r}. Give each class its "
+            "prompts, or a list of templates for all."
+        )
+    return [
+        check_texts([t] if isinstance(t, str) else t, f"templates[{label!r}]")
+        for label, t in ((label, templates[label]) for label in labels)
+    ]
