@@ -50,7 +50,21 @@ def add_global_noise(image):
 
 def test_the_papers_seven_make_up_the_photometric_one():
     assert IMAGE_INTERVENTIONS[:7] == tuple(PHOTOMETRIC)
-    assert IMAGE_INTERVENTIONS[7:] == ("photometric", "hue")
+    assert IMAGE_INTERVENTIONS[7:] == ("photometric", "hue", "random_choice")
+
+
+def test_random_choice_draws_each_of_the_seven_alike(monkeypatch):
+    drawn = []
+    for name in PHOTOMETRIC:
+        monkeypatch.setitem(
+            interventions._RECIPES,
+            name,
+            lambda image, rng, name=name: drawn.append(name) or image,
+        )
+    for draw in range(700):
+        intervene(picture(), "random_choice", draw=draw)
+    counts = [drawn.count(name) for name in PHOTOMETRIC]
+    assert len(drawn) == 700 and 70 < min(counts) <= max(counts) < 130
 
 
 @pytest.mark.parametrize("name", IMAGE_INTERVENTIONS)
@@ -87,7 +101,8 @@ class TestNamed:
             for s in range(3)
             for d in range(4)
         }
-        assert len(results) >= (2 if name == "posterize" else 10)
+        fewest = {"posterize": 2, "random_choice": 5}  # some of the seven have none
+        assert len(results) >= fewest.get(name, 10)
 
     def test_extreme_images_survive(self, name):
         for colour, size in [("black", (2, 2)), ("white", (3, 200)), ("red", (2, 5))]:

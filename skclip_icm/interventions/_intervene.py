@@ -91,8 +91,9 @@ def intervene(image, intervention="photometric", *, random_state=0, draw=0):
     -----
     The interventions are those of the CLIP-ICM paper: "color_jitter", "grayscale",
     "gaussian_blur", "invert", "posterize", "solarize", "equalize" and "photometric",
-    which composes them at random; besides, "hue" turns all hues by a sixth to five
-    sixths of the circle and keeps the rest, a shift of colour alone. Each is
+    which composes them at random; "random_choice" draws one of the seven, each as
+    likely, as the authors' script does; besides, "hue" turns all hues by a sixth to
+    five sixths of the circle and keeps the rest, a shift of colour alone. Each is
     torchvision's functional transform (v2, on PIL images), except the blur, which is
     Pillow's: in integers, so equal on all machines. The ranges are in `RANGES`, the
     composition in `PHOTOMETRIC`. "grayscale" and "hue" leave a grey image unchanged.
@@ -279,6 +280,11 @@ def _photometric(image, rng):
     return image
 
 
+def _random_choice(image, rng):
+    names = list(PHOTOMETRIC)
+    return _RECIPES[names[rng.integers(len(names))]](image, rng)
+
+
 def _hue(image, rng):
     turn = _uniform(rng, "hue_rotation")
     return _transforms().adjust_hue(image, turn if turn <= 0.5 else turn - 1)
@@ -294,6 +300,7 @@ _RECIPES = {
     "equalize": _equalize,
     "photometric": _photometric,
     "hue": _hue,
+    "random_choice": _random_choice,
 }
 
 #: The names of the interventions on images.
