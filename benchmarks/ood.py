@@ -30,6 +30,7 @@ from ood_benchmark.rules import LEFT_OUT
 from ood_benchmark.sources import (
     LOADERS,
     class_names_from,
+    limited,
     load_folder,
     load_folders,
 )
@@ -57,6 +58,8 @@ def main(argv=None):
                 raise
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
+        if source is not None and options.limit:
+            source = limited(source, options.limit)
         if options.protocol == "paper":
             result = paper.run(source, _featurizer(options, normalize=False))
             _write(options, "ood-paper", result | _setting(options), paper.to_json)
@@ -150,12 +153,9 @@ def _add_left_out(records, case, by_remaining):
 def _asked(options):
     """Return functions that load data sets, by name, and whether these are all."""
     names = options.class_names and class_names_from(options.class_names)
-    of_files = {"limit": options.limit, "class_names": names}
-    asked = {
-        str(root): partial(load_folder, root, **of_files) for root in options.folder
-    }
+    asked = {str(root): partial(load_folder, root, names) for root in options.folder}
     if options.train:
-        asked["train"] = partial(load_folders, options.train, options.test, **of_files)
+        asked["train"] = partial(load_folders, options.train, options.test, names)
     everything = not (asked or options.data)
     for name in options.data or (LOADERS if everything else ()):
         # What is known of a causal model are embeddings, not images.

@@ -18,6 +18,7 @@ def outcome(logits, y):
     return Outcome(logits.argmax(axis=1) == y, logits[:, 1] - logits[:, 0])
 
 
+@np.errstate(invalid="ignore")  # NaN where a draw holds no row, or none of a class
 def measure(metric, found, y, weights=None):
     """Return a metric, or with `weights` of shape (n, b) an array of b of them."""
     if weights is None:

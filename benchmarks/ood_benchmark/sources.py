@@ -120,7 +120,7 @@ def load_rmnist(node_modules):
     )
 
 
-def load_folder(root, limit=None, class_names=None):
+def load_folder(root, class_names=None):
     """A folder domain/class/image; each domain is left out in turn."""
     data = datasets.load_domain_folder(root)
     if len(data.domain_names) < 2:
@@ -128,10 +128,10 @@ def load_folder(root, limit=None, class_names=None):
             f"{root} holds one domain, {data.domain_names[0]!r}; leaving one out needs "
             "two or more."
         )
-    return _of_files(root, data, limit, class_names)
+    return _of_files(root, data, class_names)
 
 
-def load_folders(train, tests, limit=None, class_names=None):
+def load_folders(train, tests, class_names=None):
     """Folders class/image, as of ImageNet and its variants: one to train on.
 
     Those to test on may lack classes; prediction is among the classes that they hold.
@@ -147,7 +147,7 @@ def load_folders(train, tests, limit=None, class_names=None):
                 f"{path} has classes that {train} lacks, such as {unknown[0]!r}."
             )
     cases = [((0,), test) for test in range(1, len(parts))]
-    return _of_files(train, _joined(parts), limit, class_names, cases=cases)
+    return _of_files(train, _joined(parts), class_names, cases=cases)
 
 
 def class_names_from(path):
@@ -165,25 +165,29 @@ LOADERS = {
 }
 
 
-def _of_files(root, data, limit, class_names, **known):
-    rows = np.arange(len(data.target))
-    if limit is not None:
-        cells = np.stack([data.domains, data.target], axis=1)
-        rng = np.random.default_rng(0)
-        drawn = [
-            rng.permutation(np.flatnonzero((cells == cell).all(axis=1)))[:limit]
-            for cell in np.unique(cells, axis=0)
-        ]
-        rows = np.sort(np.concatenate(drawn))
-    data.images = [data.images[row] for row in rows]
-    data.target, data.domains = data.target[rows], data.domains[rows]
-    lines = [f"{len(rows):,} images of {', '.join(data.domain_names)}."]
-    if limit is not None:
-        lines.append(f"At most {limit} of each class and domain.")
+def limited(source, limit):
+    """Draw at most `limit` images of each class and domain."""
+    rng = np.random.default_rng(0)
+    cells = np.stack([source.domains, source.target, source.held_out], axis=1)
+    drawn = [
+        rng.permutation(np.flatnonzero((cells == cell).all(axis=1)))[:limit]
+        for cell in np.unique(cells, axis=0)
+    ]
+    rows = np.sort(np.concatenate(drawn))
+    of_rows = ("target", "domains", "groups", "held_out")
+    return replace(
+        source,
+        description=f"{source.description} At most {limit} of each class and domain.",
+        images=[source.images[row] for row in rows],
+        **{name: getattr(source, name)[rows] for name in of_rows},
+    )
+
+
+def _of_files(root, data, class_names, **known):
     names = class_names or {}
     return source_of(
         root.resolve().name.lower(),
-        " ".join(lines),
+        f"Domains {', '.join(data.domain_names)}.",
         data,
         class_names=[names.get(n, n.replace("_", " ")) for n in data.target_names],
         **known,
