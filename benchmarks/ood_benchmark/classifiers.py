@@ -10,8 +10,9 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-#: Every classifier that has a penalty is tried with each of these.
-CS = (0.1, 1, 10, 100)
+# Every classifier that has a penalty is tried with each of these.
+from skclip_icm.model_selection import CS
+
 VREX_PENALTIES = (1, 10, 100)
 DRO_RATES = (1, 10, 100)
 GAUSSIAN_SHRINKAGES = (0.01, 0.03, 0.1, 0.3, 0.6)

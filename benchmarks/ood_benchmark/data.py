@@ -14,9 +14,9 @@ from .sources import Source, source_of
 CAPTION_PAIRS = 32  # per class
 TEMPLATE = "a photo of a {}."
 
-# Methods are fitted with "photometric", and settings are chosen under interventions that
-# are not in it: a setting that only undoes what it was fitted on is not preferred. Hue
-# is not among the latter, since turning it is what happens in the unseen domain of
+# Methods are fitted with "photometric", and settings are chosen under interventions
+# that are not in it: a setting that only undoes what it was fitted on is not preferred.
+# Hue is not among the latter, since turning it is what happens in the unseen domain of
 # coloured MNIST.
 FITTED_WITH = "photometric"
 VALIDATION = VALIDATION_INTERVENTIONS

@@ -11,9 +11,9 @@ from scipy.linalg import eigh
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-LAMS = (0.3, 1, 3, 10, 100, 1000)
+from skclip_icm.model_selection import LAMS, SHRINKAGES
+
 LAMS_OF_GROUPS = (0.3, 3, 30, 300)  # the same range, for rows beside the main ones
-SHRINKAGES = (0.003, 0.03, 0.3, 3, "auto")
 PCA_COMPONENTS = (16, 64, 256)
 SCRIPT_LAM = 1000
 SCRIPT_COMPONENTS = (16, 64, 256, 768)
