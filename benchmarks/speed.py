@@ -18,7 +18,14 @@ from types import SimpleNamespace
 
 import torch
 from machine import cpu, cpuinfo, installed, load_average
-from speed_benchmark.encoding import jpegs, pngs, ready_arrays, warm_cache
+from speed_benchmark.encoding import (
+    demo_encoder,
+    first_embedding,
+    jpegs,
+    pngs,
+    ready_arrays,
+    warm_cache,
+)
 from speed_benchmark.fitting import fit_tall, fit_wide
 from speed_benchmark.inputs import random_weights
 from speed_benchmark.searching import grid_search
@@ -31,6 +38,8 @@ SECTIONS = {
     section.__name__: section
     for section in (
         ready_arrays,
+        demo_encoder,
+        first_embedding,
         jpegs,
         pngs,
         grid_search,
@@ -42,6 +51,7 @@ SECTIONS = {
 FULL = {
     "arrays": 256,
     "jpegs": 192,
+    "many": 10_000,
     "pngs": 256,
     "search": 100,
     "tall": (100_000, 512),
@@ -50,6 +60,7 @@ FULL = {
 QUICK = {
     "arrays": 8,
     "jpegs": 2,
+    "many": 40,
     "pngs": 8,
     "search": 20,
     "tall": (200, 16),
@@ -58,7 +69,7 @@ QUICK = {
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "numpy scikit-learn torch open_clip_torch Pillow sentence-transformers "
-    "transformers concept-erasure"
+    "transformers openvino nncf concept-erasure"
 ).split()
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")
 
