@@ -94,7 +94,9 @@ class EmbeddingFiles:
 
     def __array__(self, dtype=None, copy=None):
         if copy is False:
-            raise ValueError("copy=False, but rows in files are always read into a new array: leave copy out.")
+            raise ValueError(
+                "copy=False, but rows in files are read into a new array: leave copy out."
+            )
         return next(self.chunks(len(self))).astype(dtype or self.dtype, copy=False)
 
     def chunks(self, n_rows=None):
