@@ -255,13 +255,7 @@ def _count_groups(dataset, icm, columns):
     labels = {name: columns[name] for name in ("y", "domains") if name in columns}
     if icm.pairs not in ("class", "domain") or not labels:
         return None
-    count = partial(
-        _count_labels,
-        pairs=icm.pairs,
-        labels=labels,
-        by_domain=icm.center == "domain",
-    )
-    sizes = Counter()
+    count, sizes = partial(_count_labels, icm=icm, labels=labels), Counter()
     rows = dataset.select_columns(list(labels.values())).map_batches(
         count, batch_format="numpy"
     )
@@ -274,12 +268,12 @@ def _count_groups(dataset, icm, columns):
     return Groups(list(sizes), list(sizes.values()), across=icm.pairs == "domain")
 
 
-def _count_labels(batch, pairs, labels, by_domain):
+def _count_labels(batch, icm, labels):
     result = np.empty(1, dtype=object)
     try:
         values = [batch[labels[n]] if n in labels else None for n in ("y", "domains")]
-        n = len(next(iter(batch.values())))
-        keys, codes = group_rows(pairs, n, *values, by_domain=by_domain)
+        n, by_domain = len(next(iter(batch.values()))), icm.center == "domain"
+        keys, codes = group_rows(icm.pairs, n, *values, by_domain=by_domain)
         result[0] = dict(zip(keys, np.bincount(codes).tolist(), strict=True))
     except (TypeError, ValueError) as error:
         result[0] = error

@@ -119,11 +119,10 @@ class CLIPFeaturizer(
     >>> import numpy as np
     >>> from skclip_icm import CLIPFeaturizer
     >>> images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    >>> featurizer = CLIPFeaturizer("demo")
-    >>> Z = featurizer.fit_transform(images)
+    >>> Z = CLIPFeaturizer("demo").fit_transform(images)
     >>> Z.shape, Z.counterparts.shape
     ((3, 1280), (3, 1, 1280))
-    >>> featurizer.encode_text(["a photo of a cat."]).shape
+    >>> CLIPFeaturizer("demo").encode_text(["a photo of a cat."]).shape
     (1, 1280)
     """
 

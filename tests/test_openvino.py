@@ -29,6 +29,29 @@ def folder(tmp_path, monkeypatch):
     unload_models()
 
 
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A small vision transformer, as the parameters of a featurizer."""
+    import json
+
+    import open_clip
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {**vision, "head_width": 32},
+        "text_cfg": {**text, "layers": 1},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.manual_seed(0)
+    weights = open_clip.CLIP(**config).state_dict()
+    weights = {key: value.contiguous() for key, value in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    return {"model_name": f"local-dir:{tmp_path}", "interventions": None}
+
+
 def pixels(n_images):
     shape = n_images, 224, 224, 3
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -210,9 +233,9 @@ def test_the_folder_is_bounded_and_the_least_used_go(folder, monkeypatch):
 def test_the_folder_is_in_the_users_cache(monkeypatch):
     monkeypatch.delenv("SKCLIP_ICM_MODELS")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert converted_models.models_folder() == Path("/somewhere/skclip_icm/models")
+    assert converted_models.models_folder() == Path("/somewhere/skclip-icm/models")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    expected = Path.home() / ".cache/skclip_icm/models"
+    expected = Path.home() / ".cache/skclip-icm/models"
     assert converted_models.models_folder() == expected
 
 
@@ -236,7 +259,9 @@ if "imported" in sys.argv[0]:
     sender.TelemetrySender.send = refuse_sender
 before = sorted(Path.home().rglob("*"))
 from skclip_icm._encoding.encoder import load_encoder
-encoder = load_encoder("demo", None, device="cpu", backend="openvino")
+import numpy as np
+sample = np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3)
+load_encoder(os.environ["MODEL"], None, dtype="int8", calibration=sample)
 assert sorted(Path.home().rglob("*")) == before
 if "imported" not in sys.argv[0]:
     import openvino_telemetry  # is there for others
@@ -248,15 +273,18 @@ time.sleep(1)
 @pytest.mark.parametrize("order", ["first", "imported before"])
 @pytest.mark.parametrize("consent", [None, "1"])
 def test_nothing_is_sent_and_nothing_is_written_at_home(
-    order, consent, folder, tmp_path
+    order, consent, small, folder, tmp_path
 ):
+    """By converting and quantising."""
     pytest.importorskip("openvino_telemetry")
+    pytest.importorskip("nncf")
     home = tmp_path / "home"
     home.mkdir()
     if consent:
         (home / "intel").mkdir()
         (home / "intel" / "openvino_telemetry").write_text(consent)
     environment = {"HOME": str(home), "SKCLIP_ICM_MODELS": str(folder)}
+    environment["MODEL"] = small["model_name"]
     environment |= dict.fromkeys(("CI", "TF_BUILD", "JENKINS_URL"), "")
     python(f"import sys; sys.argv[0] = {order!r}\n{TELEMETRY}", **environment)
 
@@ -404,29 +432,6 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch):
 
 
 # int8
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """A small vision transformer, as the parameters of a featurizer."""
-    import json
-
-    import open_clip
-    from safetensors.torch import save_file
-
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2}
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {**vision, "head_width": 32},
-        "text_cfg": {**text, "layers": 1},
-    }
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    torch.manual_seed(0)
-    weights = open_clip.CLIP(**config).state_dict()
-    weights = {key: value.contiguous() for key, value in weights.items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    return {"model_name": f"local-dir:{tmp_path}", "interventions": None}
 
 
 def test_int8_is_near_float32_and_the_same_in_another_process(

@@ -1,5 +1,7 @@
 """The parts of benchmarks/ood.py, in the order in which data flows through them.
 
-data: images to embeddings; methods: embeddings to representations; evaluate: scores of
-every method; rules: which candidate to take; tables: what is written.
+sources: data sets as images; data: as embeddings; representations, classifiers: what
+methods are made of; methods: all that are compared; metrics: with the bootstrap; rules:
+which setting to take; evaluate: every method on one target; summary: means and errors
+of all targets; tables: what is written. paper: the released script's own protocol.
 """

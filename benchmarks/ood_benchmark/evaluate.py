@@ -1,28 +1,24 @@
 """Scores of every method and setting, on validation rows and in the unseen domain.
 
 Protocols. "shift": one domain is left out and predicted. "open": half of the classes
-are new; representations are fitted on the others, the classifier on the new ones, and
-it predicts held-out rows of the training domains. "both": the same, in the unseen
-domain. A fifth of the training domains is for validation, as in DomainBed; for new
-classes it is for testing, and representations are validated on the other classes.
+are new; representations are fitted, and settings chosen, on the others, the classifier
+is fitted on the new ones, and it predicts held-out rows of the training domains.
+"both": the same, in the unseen domain. A fifth of the training domains is for
+validation, as in DomainBed; for new classes it is for testing.
 """
 
 import time
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import get_scorer
 from threadpoolctl import threadpool_limits
 
 from .data import FITTING
-from .methods import CANDIDATES, METHODS, Training, UnavailableError, rescaled
+from .methods import CHOSEN, METHODS, Training, UnavailableError, fit, refit
+from .metrics import measure, outcome
+from .rules import IN_DOMAIN, RULE, choose
 
 VALIDATION_SHARE = 0.2
-IN_DOMAIN, LEFT_OUT = "in-domain", "left-out domains"
-LEFT_OUT_WORST = "left-out domains, worst"
 PROTOCOLS = ("shift", "open", "both")
 
 
@@ -62,82 +58,102 @@ def split(task, seed):
 
 
 @threadpool_limits.wrap(limits=1)
-def evaluate_case(task, case, seed, methods=tuple(METHODS)):
+def evaluate_case(task, case, seed, names=tuple(METHODS)):
     """Score methods with one domain as target.
 
-    Returns records, one for each protocol, method and setting, and why methods are
-    missing, {method: reason}.
+    Returns records, one for each protocol, method and setting tested; for each protocol
+    the test rows and, by method, what the chosen setting makes of them; and why methods
+    are missing, {method: reason}.
     """
-    _quieten()
     sources, target = case
     parts = split(task, seed)
     within = np.isin(task.domains, sources)
-    records, missing = [], {}
+    unseen = (task.domains == target) & parts.test
+    records, outcomes, missing = [], {}, {}
     for protocols, seen in parts.scopes():
-        fitting = np.flatnonzero(within & parts.fitting & seen)
+        training = _training(task, within & parts.fitting & seen, target)
         validation = np.flatnonzero(within & parts.validation & seen)
-        training = _training(task, fitting, target)
-        # First the candidates, for their time without the fits that others share.
-        for name in sorted(methods, key=lambda name: name not in CANDIDATES):
+        views = _Views(task, validation, training.classes)
+        shift = protocols == ("shift",)
+        tests, fitted_on = {"shift": unseen}, training
+        if not shift:
+            fitted_on = _training(task, within & parts.fitting & parts.new, target)
+            tests = {"open": within & ~parts.fitting, "both": unseen}
+        tests = {
+            protocol: np.flatnonzero(rows & np.isin(task.target, fitted_on.classes))
+            for protocol, rows in tests.items()
+        }
+        found = {protocol: {} for protocol in tests}
+        tried = {}
+        for name in names:
+            if METHODS[name].shift_only and not shift:
+                continue
+            start = time.perf_counter()
             try:
-                fitted = list(_fit(task, name, training, fitting))
+                models = dict(fit(name, training))
             except UnavailableError as error:
                 missing[name] = str(error)
                 continue
-            for setting, represent, classifier, fit_seconds in fitted:
-                start = time.perf_counter()
-                scores = _validate(task, represent, classifier, validation)
-                view_seconds = time.perf_counter() - start
-                tests = _test(task, case, parts, protocols, represent, classifier, name)
-                records += [
-                    {
-                        "target": task.domain_names[target],
-                        "seed": seed,
-                        "protocol": protocol,
-                        "method": name,
-                        "setting": setting,
-                        "scores": scores,
-                        "metrics": metrics,
-                        "seconds": (fit_seconds, view_seconds),
-                    }
-                    for protocol, metrics in tests.items()
-                ]
-    return records, missing
+            about = {
+                "target": task.domain_names[target],
+                "seed": seed,
+                "method": name,
+            }
+            tried[name] = [
+                {**about, "setting": setting, "scores": views.score(model)}
+                for setting, model in models.items()
+            ]
+            seconds = (time.perf_counter() - start) / len(models)
+            best = choose(tried[name], RULE)
+            # New classes take fits of their own, so there only the chosen is tested.
+            for record in tried[name] if shift else [best]:
+                model = models[record["setting"]]
+                if not shift:
+                    model = refit(name, model, fitted_on, record["setting"])
+                for protocol, rows in tests.items():
+                    result = _test(task, model, rows, fitted_on.classes)
+                    if record is best:
+                        found[protocol][name] = result
+                    y = np.searchsorted(fitted_on.classes, task.target[rows])
+                    values = [measure(m, result, y) for m in task.metrics]
+                    records.append(
+                        {
+                            **record,
+                            "protocol": protocol,
+                            "metrics": values,
+                            "seconds": seconds,
+                        }
+                    )
+        for name, candidates in CHOSEN.items():
+            pool = [r for method in candidates for r in tried.get(method, [])]
+            if pool and set(candidates) <= set(tried):
+                best = choose(pool, RULE)
+                for results in found.values():
+                    results[name] = results[best["method"]]
+        outcomes |= {p: (tests[p], results) for p, results in found.items()}
+    return records, outcomes, missing
 
 
 @threadpool_limits.wrap(limits=1)
 def evaluate_fold(task, remaining, left_out, seed):
-    """Score the candidates, fitted on some domains, in each of those left out.
+    """Score what "ICM, chosen" takes the best of, without one more training domain.
 
-    Returns {(protocol, domain, method, setting): (score, worst score with those under
-    the separate interventions)} and {protocol: seconds}.
+    Returns {(domain, method, setting): score} for each domain left out.
     """
-    _quieten()
     parts = split(task, seed)
-    within = np.isin(task.domains, remaining)
-    scores, seconds = {}, {}
-    for protocols, seen in parts.scopes():
-        start = time.perf_counter()
-        fitting = np.flatnonzero(within & parts.fitting & seen)
-        training = _training(task, fitting, target=None)
-        # Groups that were trained on in another domain would be recognised.
-        known = np.isin(task.groups, task.groups[fitting]) | task.held_out
-        rows = {d: (task.domains == d) & seen & ~known for d in left_out}
-        for name in CANDIDATES:
-            for setting, represent, classifier, _ in _fit(
-                task, name, training, fitting
-            ):
-                for domain in left_out:
-                    views = [task.Z, *np.moveaxis(task.views, 1, 0)]
-                    found = [
-                        _score(task, classifier, represent, rows[domain], Z)[0]
-                        for Z in views
-                    ]
-                    for protocol in protocols:
-                        scores[protocol, domain, name, setting] = found[0], min(found)
-        elapsed = time.perf_counter() - start
-        seconds |= dict.fromkeys(protocols, elapsed)
-    return scores, seconds
+    fitting = np.isin(task.domains, remaining) & parts.fitting
+    training = _training(task, fitting, None)
+    # Groups that were trained on in another domain would be recognised.
+    known = np.isin(task.groups, task.groups[fitting]) | task.held_out
+    scores = {}
+    for name in CHOSEN["ICM, chosen"]:
+        for setting, model in fit(name, training):
+            for domain in left_out:
+                rows = np.flatnonzero((task.domains == domain) & ~known)
+                result = _test(task, model, rows, training.classes)
+                y = np.searchsorted(training.classes, task.target[rows])
+                scores[domain, name, setting] = measure(task.metrics[0], result, y)
+    return scores
 
 
 def folds(task):
@@ -155,100 +171,47 @@ def folds(task):
         yield remaining, sorted(left_out)
 
 
-class NearestPrompt(ClassifierMixin, BaseEstimator):
-    """The class whose prompt has the largest cosine, as in ZeroShotClassifier."""
+class _Views:
+    """Validation rows as they are, by the fitting intervention and by each other."""
 
-    def fit(self, prompts, classes):
-        self.prompts_, self.classes_ = _unit(prompts), np.asarray(classes)
-        return self
+    def __init__(self, task, rows, classes):
+        self.names = (IN_DOMAIN, FITTING, *task.view_names)
+        views = [task.Z[rows], task.X_do[rows]]
+        views += [task.views[rows, k] for k in range(len(task.view_names))]
+        self.Z = np.concatenate(views)
+        self.domains = np.tile(task.domains[rows], len(views))
+        self.y = np.searchsorted(classes, task.target[rows])
+        self.metric = task.metrics[0]
 
-    def decision_function(self, X):
-        cosines = _unit(X) @ self.prompts_.T
-        return cosines[:, 1] - cosines[:, 0] if cosines.shape[1] == 2 else cosines
+    def score(self, model):
+        logits = np.split(model.logits(self.Z, self.domains), len(self.names))
+        return {
+            name: measure(self.metric, outcome(part, self.y), self.y)
+            for name, part in zip(self.names, logits, strict=True)
+        }
 
-    def predict(self, X):
-        return self.classes_[(_unit(X) @ self.prompts_.T).argmax(axis=1)]
 
-
-def _training(task, rows, target):
-    y, pairs = task.target[rows], None
-    if task.caption_pairs is not None:
-        pairs = task.caption_pairs[:, np.unique(y)]
-        pairs = tuple(pairs.reshape(2, -1, task.Z.shape[1]))
+def _training(task, mask, target):
+    rows = np.flatnonzero(mask)
+    classes, y = np.unique(task.target[rows], return_inverse=True)
+    lacks_text = task.prompts is None
     return Training(
         Z=task.Z[rows],
         X_do=task.X_do[rows],
         y=y,
+        classes=classes,
         domains=task.domains[rows],
         target=target,
         unlabelled=task.Z[task.domains == target],
-        caption_pairs=pairs,
+        balanced="balanced_accuracy" in task.metrics,
+        prompts=None if lacks_text else task.prompts[classes],
+        caption_pairs=None if lacks_text else task.caption_pairs[:, classes],
     )
 
 
-def _fit(task, name, training, rows):
-    """Yield setting, representation, classifier and seconds for each setting."""
-    start = time.perf_counter()
-    representations = METHODS[name].fit(training)
-    shared = (time.perf_counter() - start) / len(representations)
-    for setting, represent in representations.items():
-        start = time.perf_counter()
-        if not METHODS[name].zero_shot:
-            represent = rescaled(represent, training)
-        classifier = _classifier(task, name, represent, rows)
-        yield setting, represent, classifier, shared + time.perf_counter() - start
-
-
-def _classifier(task, name, represent, rows):
-    y = task.target[rows]
-    if METHODS[name].zero_shot:
-        if task.prompts is None:
-            raise UnavailableError("needs a text tower")
-        classes = np.unique(y)
-        return NearestPrompt().fit(represent(task.prompts[classes], None), classes)
-    weights = "balanced" if "balanced_accuracy" in task.metrics else None
-    probe = LogisticRegression(C=1, max_iter=1000, class_weight=weights)
-    return probe.fit(represent(task.Z[rows], task.domains[rows]), y)
-
-
-def _validate(task, represent, classifier, rows):
-    views = {IN_DOMAIN: task.Z, FITTING: task.X_do}
-    views |= {name: task.views[:, k] for k, name in enumerate(task.view_names)}
-    return {
-        name: _score(task, classifier, represent, rows, Z)[0]
-        for name, Z in views.items()
-    }
-
-
-def _test(task, case, parts, protocols, represent, classifier, name):
-    """Return {protocol: value of each metric}."""
-    sources, target = case
-    unseen = (task.domains == target) & parts.test
-    if protocols == ("shift",):
-        return {"shift": _score(task, classifier, represent, unseen)}
-    within = np.isin(task.domains, sources)
-    fitting = np.flatnonzero(within & parts.fitting & parts.new)
-    classifier = _classifier(task, name, represent, fitting)
-    tests = {"open": within & ~parts.fitting, "both": unseen}
-    return {
-        protocol: _score(task, classifier, represent, rows & parts.new)
-        for protocol, rows in tests.items()
-    }
-
-
-def _score(task, classifier, represent, rows, Z=None):
-    X = represent((task.Z if Z is None else Z)[rows], task.domains[rows])
-    return [
-        float(get_scorer(metric)(classifier, X, task.target[rows]))
-        for metric in task.metrics
-    ]
-
-
-def _unit(rows):
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def _quieten():
-    # Large lam on few classes: the single best direction is kept, as documented.
-    warnings.filterwarnings("ignore", message="No direction has more variance")
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+def _test(task, model, rows, classes):
+    """Predict rows, among the classes that occur in them."""
+    logits = model.logits(task.Z[rows], task.domains[rows])
+    absent = ~np.isin(classes, task.target[rows])
+    logits[:, absent] = -np.inf
+    return outcome(logits, np.searchsorted(classes, task.target[rows]))

@@ -1,17 +1,12 @@
-"""What is written: means and standard errors, as JSON and as Markdown."""
-
-import json
-import math
-from itertools import groupby
+"""The summary of all data sets as Markdown."""
 
 import numpy as np
 
-from .evaluate import IN_DOMAIN, LEFT_OUT, LEFT_OUT_WORST, PROTOCOLS
-from .methods import METHODS
-from .rules import CHOSEN, METHOD_RULE, RECIPE, RULES, candidates, choose, seconds
-
-BASELINE = "linear probe"
-ROWS = (*METHODS, CHOSEN)
+from .evaluate import PROTOCOLS
+from .methods import BASELINE, METHODS, ROWS, is_transductive
+from .rules import RULE, RULES
+from .sources import LOADERS
+from .summary import RULES_SEED
 
 TITLES = {
     "shift": "Domain shift: an unseen domain",
@@ -20,231 +15,144 @@ TITLES = {
 }
 
 
-def summarise(result):
-    """Add to a result, by protocol, the value of each method and of each rule.
-
-    A value is {metric: [mean, standard error]} over seeds and targets; "minus probe"
-    is the difference in the first metric, run by run.
-    """
-    records, views = result["records"], result["views"]
-    rows, rules = {}, {}
-    for protocol in PROTOCOLS:
-        runs = _runs(records, protocol)
-        if not runs:
-            continue
-        by_rule = {
-            rule: [choose(candidates(run), rule, views) for run in runs]
-            for rule in RULES
-        }
-        baseline = _picks(runs, BASELINE, views)
-        rows[protocol] = {
-            name: _value(_picks(runs, name, views), baseline, result["metrics"])
-            for name in METHODS
-        }
-        rules[protocol] = {
-            rule: _value(picks, baseline, result["metrics"])
-            for rule, picks in by_rule.items()
-        }
-        for rule, value in rules[protocol].items():
-            if value is not None:
-                value["seconds"] = float(
-                    np.mean([seconds(candidates(run), rule) for run in runs])
-                )
-    return {**result, "methods": rows, "rules": rules}
-
-
-def replace(result, new):
-    """Put the rows of `new`, a run of some methods only, in place of those in `result`.
-
-    What each rule attains stays: it is about methods that are not replaced.
-    """
-    names = {record["method"] for record in new["records"]}
-    kept = [r for r in result["records"] if r["method"] not in names]
-    result = {**result, "records": kept + new["records"]}
-    result["date"] = new["date"]
-    for protocol, rows in result["methods"].items():
-        runs = _runs(result["records"], protocol)
-        baseline = _picks(runs, BASELINE, new["views"])
-        for name in (name for name in METHODS if name in names or name not in rows):
-            picks = _picks(runs, name, new["views"])
-            rows[name] = _value(picks, baseline, result["metrics"])
-    return result
-
-
-def _picks(runs, method, views):
-    """The record of each run whose setting of a method is chosen."""
-    return [
-        choose([r for r in run if r["method"] == method], METHOD_RULE, views)
-        for run in runs
-    ]
-
-
-def from_json(text):
-    """Read what `to_json` has written, but for the times of single runs."""
-    result = json.loads(text)
-    columns, n_metrics = result.pop("columns"), len(result["metrics"])
-    records = []
-    for row in result["records"]:
-        record = dict(zip(columns[:5], row, strict=False))
-        record["scores"] = dict(zip(columns[5:-n_metrics], row[5:], strict=False))
-        record["metrics"] = row[-n_metrics:]
-        record["scores"] = {
-            name: math.nan if score is None else score
-            for name, score in record["scores"].items()
-        }
-        records.append(record)
-    return {**result, "records": records}
-
-
-def _with_recipe(result):
-    """Add the row of what the documented rule chooses."""
-    rows = {
-        protocol: {**methods, CHOSEN: result["rules"][protocol][RECIPE]}
-        for protocol, methods in result["methods"].items()
-    }
-    return {**result, "methods": rows}
-
-
-def to_json(result):
-    """One line for each record, so that a file stays small and can be compared."""
-    columns = ["target", "seed", "protocol", "method", "setting", IN_DOMAIN]
-    left = (LEFT_OUT, LEFT_OUT_WORST)
-    scores = result["records"][0]["scores"]
-    views = [name for name in scores if name not in (*columns, *left)]
-    lines = [
-        json.dumps(
-            [record[column] for column in columns[:-1]]
-            + [_rounded(record["scores"][v]) for v in (IN_DOMAIN, *views, *left)]
-            + [_rounded(value) for value in record["metrics"]]
-        )
-        for record in result["records"]
-    ]
-    head = {key: value for key, value in result.items() if key != "records"}
-    head["columns"] = [*columns, *views, *left, *result["metrics"]]
-    text = json.dumps(_rounded(head), indent=1)
-    return f'{text[:-2]},\n "records": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-
-
 def to_markdown(results):
     """The summary of all data sets, then one table for each."""
     lines = [
         "# Out of distribution",
         "",
-        "Percent points, mean ± standard error over seeds and targets. Written by "
-        "`python benchmarks/ood.py`; all numbers are in the JSON files beside this "
-        "one.",
+        "Percent points ± standard error, from a bootstrap over groups of images. "
+        "Written by `python benchmarks/ood.py`; all numbers are in the JSON files "
+        "beside this one.",
         "",
         *(f"- {r['data']}: {_metric(r)}. {r['description']}" for r in results),
         "",
-        "Every classifier is a logistic regression with C = 1 on rows of mean squared "
-        "norm 1, or the prompts `a photo of a {}.` (zero-shot). Parameters of a method "
-        f"are chosen by *{METHOD_RULE}*. *{CHOSEN}* takes the best of the linear "
-        "probe, projections and whitenings (interventional pairs) by "
-        f"*{RECIPE}*. Transductive methods, marked †, see the unlabelled images of the "
-        "target.",
+        "Every method chooses its own parameters and C, from one list of C for all, by "
+        f"one rule: held-out rows of the training domains, *{RULE}*, none of which "
+        "methods were fitted with. An asterisk: most often a value at an end of its "
+        "grid was chosen. Rows are scaled to mean squared norm 1 for every classifier. "
+        "†: transductive, sees the unlabelled images of the target. Where a data set "
+        "was not used to settle rule and grids, its column stands apart, after the "
+        "means.",
         "",
     ]
     for protocol in PROTOCOLS:
+        having = [r for r in results if protocol in r["methods"]]
+        if not having:
+            continue
         lines += [f"## {TITLES[protocol]}", ""]
-        having = [_with_recipe(r) for r in results if protocol in r["methods"]]
-        lacking = [r["data"] for r in results if protocol not in r["methods"]]
-        if lacking:
-            lines += [f"Fewer than four classes, so not defined: {', '.join(lacking)}."]
-            lines += [""]
-        if having:
-            lines += _matrix(having, protocol, "methods", ROWS)
+        if lacking := [r["data"] for r in results if protocol not in r["methods"]]:
+            lines += [f"Fewer than four classes: {', '.join(lacking)}.", ""]
+        lines += _matrix(having, protocol)
+        lines += [
+            f"Less *{BASELINE}*, on the same draws of images:",
+            "",
+            *_matrix(having, protocol, "minus baseline"),
+        ]
     lines += [
         "## Choosing without target labels",
         "",
-        f"What each rule attains in the unseen domain, choosing as *{CHOSEN}* does. "
-        "With one training domain, leave-one-domain-out does not exist (–), and rules "
-        "that use it fall back on the worst intervention. Seconds, on one core, are to "
-        "fit and score all candidates once, without encoding.",
+        "What each rule attains in the unseen domain, choosing as *ICM, chosen* does, "
+        f"with seed {RULES_SEED}. With one training domain, none can be left out.",
         "",
-        *_matrix(results, "shift", "rules", RULES),
-        *_matrix(results, "shift", "rules", RULES, cell=_seconds, mean=False),
+        *_rules(results),
     ]
     for result in results:
         lines += [f"## {result['data']}", "", *_own_table(result)]
     return "\n".join(lines)
 
 
-def _runs(records, protocol):
-    def run(record):
-        return record["target"], record["seed"]
-
-    chosen = sorted((r for r in records if r["protocol"] == protocol), key=run)
-    return [list(group) for _, group in groupby(chosen, run)]
-
-
-def _value(picks, baseline, metrics):
-    if None in picks:
-        return None
-    values = np.array([pick["metrics"] for pick in picks])
-    probe = np.array([pick["metrics"] for pick in baseline])
-    value = {m: _mean_and_error(values[:, i]) for i, m in enumerate(metrics)}
-    value["minus probe"] = _mean_and_error(values[:, 0] - probe[:, 0])
-    return value
+def _means(results):
+    """Columns of means: titles, and the data sets in each. Metrics are never mixed."""
+    ours = [r for r in results if r["data"] in LOADERS]
+    columns = []
+    for metric in dict.fromkeys(r["metrics"][0] for r in ours):
+        of_metric = [r for r in ours if r["metrics"][0] == metric]
+        rest = [r for r in of_metric if r["data"] != "cmnist"]
+        title = f"mean {metric.replace('_', ' ')}"
+        if len(of_metric) > 1:
+            columns.append((title, of_metric))
+        if 1 < len(rest) < len(of_metric):
+            columns.append((f"{title} without cmnist", rest))
+    return columns
 
 
-def _mean_and_error(values):
-    n = len(values)
-    error = float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None
-    return [float(np.mean(values)), error]
-
-
-def _matrix(results, protocol, part, names, cell=None, mean=True):
-    """Names down, data sets across, and their mean."""
-    cell = cell or (lambda value, result: _points(value[result["metrics"][0]]))
-    head = ["", *(r["data"] for r in results), *(["mean"] if mean else [])]
-    lines = ["| " + " | ".join(head) + " |"]
-    lines += ["|---|" + "---:|" * (len(head) - 1)]
-    for name in names:
-        values = [r[part][protocol][name] for r in results]
-        cells = [
-            "–" if value is None else cell(value, result)
-            for value, result in zip(values, results, strict=True)
-        ]
-        if mean:
-            cells.append(_mean_of_all(values, results))
+def _matrix(results, protocol, key=None):
+    """Names down, data sets and means across."""
+    ours = [r for r in results if r["data"] in LOADERS]
+    others = [r for r in results if r["data"] not in LOADERS]
+    means = _means(results)
+    head = [*(r["data"] for r in ours), *(t for t, _ in means)]
+    head += [r["data"] for r in others]
+    lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
+    for name in ROWS:
+        if not any(name in r["methods"][protocol] for r in results):
+            continue
+        cells = [_cell(r, protocol, name, key) for r in ours]
+        cells += [_mean(group, protocol, name, key) for _, group in means]
+        cells += [_cell(r, protocol, name, key) for r in others]
         lines.append(f"| {_label(name)} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def _mean_of_all(values, results):
+def _cell(result, protocol, name, key):
+    value = result["methods"][protocol].get(name)
+    if value is None:
+        return "–"
+    mark = "*" if value["at end"] and key is None else ""
+    return _points(value[key or result["metrics"][0]]) + mark
+
+
+def _mean(results, protocol, name, key):
+    values = [r["methods"][protocol].get(name) for r in results]
     if None in values:
         return "–"
-    firsts = [v[r["metrics"][0]][0] for v, r in zip(values, results, strict=True)]
-    return f"{100 * np.mean(firsts):.1f}"
+    keys = [key or r["metrics"][0] for r in results]
+    pairs = np.array([v[k] for v, k in zip(values, keys, strict=True)])
+    # Of different data sets, so independent.
+    error = np.sqrt(np.sum(pairs[:, 1] ** 2)) / len(pairs)
+    return _points((pairs[:, 0].mean(), error))
+
+
+def _rules(results):
+    names = [r["data"] for r in results]
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for rule in RULES:
+        values = [r["rules"].get(rule) for r in results]
+        cells = ["–" if v is None else f"{100 * v:.1f}" for v in values]
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _own_table(result):
-    result = _with_recipe(result)
     protocols = list(result["methods"])
-    head = [
-        f"{protocol}: {metric}"
-        for protocol in protocols
-        for metric in (*result["metrics"], "minus probe")
-    ]
+    keys = (*result["metrics"], "minus baseline")
+    head = [f"{p}: {k.replace('_', ' ')}" for p in protocols for k in keys]
+    head.append("chosen most often (shift)")
     lines = [
         f"{result['description']} {result['n_images']:,} images, "
-        f"{result['n_seeds']} seeds; targets: {', '.join(result['targets'])}.",
+        f"{result['n_seeds']} seeds; targets: {', '.join(result['targets'])}. "
+        f"Validation under {', '.join(result['views'])}.",
         "",
-        "| | " + " | ".join(h.replace("_", " ") for h in head) + " |",
-        "|---|" + "---:|" * len(head),
+        "| | " + " | ".join(head) + " |",
+        "|---|" + "---:|" * (len(head) - 1) + "---|",
     ]
     for name in ROWS:
-        values = [result["methods"][protocol][name] for protocol in protocols]
-        if None in values:
-            cells = [result["missing"][name], *[""] * (len(head) - 1)]
-        else:
-            keys = (*result["metrics"], "minus probe")
-            cells = [_points(value[key]) for value in values for key in keys]
-        lines.append(f"| {_label(name)} | " + " | ".join(cells) + " |")
+        values = [result["methods"][protocol].get(name) for protocol in protocols]
+        if not any(values):
+            continue
+        cells = [
+            "–" if value is None else _points(value[key])
+            for value in values
+            for key in keys
+        ]
+        chosen = values[0]["chosen"] if values[0] else ""
+        lines.append(f"| {_label(name)} | " + " | ".join([*cells, chosen]) + " |")
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    absent = [f"{n}: {why}" for n, why in result["missing"].items() if n in METHODS]
     return [
         *lines,
         "",
+        *([f"Absent: {'; '.join(absent)}.", ""] if absent else []),
         f"{result['date']}, {result['cpu']}, model {result['model']}, seeds 0 to "
         f"{result['n_seeds'] - 1}, {versions}. Encoding took "
         f"{result['encoding_seconds']:.0f} s (0 if kept from earlier), the rest "
@@ -254,7 +162,7 @@ def _own_table(result):
 
 
 def _label(name):
-    return name + (" †" if name in METHODS and METHODS[name].transductive else "")
+    return name + (" †" if is_transductive(name) else "")
 
 
 def _metric(result):
@@ -263,18 +171,4 @@ def _metric(result):
 
 def _points(value):
     mean, error = value
-    return f"{100 * mean:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
-
-
-def _seconds(value, result):
-    return f"{value['seconds']:.1f} s"
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 4)
-    return value
+    return f"{100 * mean:.1f} ± {100 * error:.1f}"

@@ -26,14 +26,14 @@ def models_folder():
     Returns
     -------
     folder : Path
-        The environment variable SKCLIP_ICM_MODELS, or ``skclip_icm/models`` in the
+        The environment variable SKCLIP_ICM_MODELS, or ``skclip-icm/models`` in the
         user's cache (XDG_CACHE_HOME, or ``~/.cache``, as for downloaded weights).
     """
     chosen = os.environ.get("SKCLIP_ICM_MODELS")
     if chosen:
         return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "skclip_icm" / "models"
+    return Path(cache) / "skclip-icm" / "models"
 
 
 def read_model(key):
