@@ -95,7 +95,8 @@ class EmbeddingFiles:
     def __array__(self, dtype=None, copy=None):
         if copy is False:
             raise ValueError(
-                "copy=False, but rows in files are read into a new array: leave copy out."
+                "copy=False, but rows of files are read into a new array. Leave copy "
+                "out."
             )
         return next(self.chunks(len(self))).astype(dtype or self.dtype, copy=False)
 
