@@ -50,10 +50,7 @@ html_title = "skclip-icm"
 html_show_sourcelink = False
 html_math_renderer = "mathml"
 # Pages without pages below them have nothing to show at the left.
-html_sidebars = {
-    page: []
-    for page in ("index", "get_started", "benchmarks", "citing", "contributing")
-}
+html_sidebars = {page: [] for page in ("index", "get_started", "about")}
 html_theme_options = {
     "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],

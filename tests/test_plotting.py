@@ -481,7 +481,7 @@ def test_images_and_interventions_that_cannot_be_drawn(demo, photographs, tmp_pa
         demo.preview(np.concatenate([photographs] * 6))
     with pytest.raises(ValueError, match="There is no intervention"):
         CLIPFeaturizer("demo", interventions=None).preview(photographs)
-    with pytest.raises(ValueError, match="'inverse' is no intervention"):
+    with pytest.raises(ValueError, match="'inverse' is not an intervention"):
         InterventionDisplay.from_estimator(demo, photographs, interventions="inverse")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")

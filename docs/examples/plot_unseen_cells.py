@@ -4,8 +4,8 @@ Solar cells of a kind never seen
 
 Defects of solar cells, learnt on one kind of module and predicted on the other: a
 linear probe on embeddings, with and without ICM. A subset of the photographs and the
-demo encoder keep this example short; :doc:`/when_it_helps` has all of them, by several
-seeds.
+demo encoder keep this example short; :doc:`/choosing_interventions` has all of them, by
+several seeds.
 """
 
 # %%

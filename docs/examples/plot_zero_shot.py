@@ -135,7 +135,8 @@ display = DomainAccuracyDisplay.from_scores(scores)
 
 # %%
 # A few dozen simple drawings prove nothing about your images. On real emoji, ICM lost
-# against plain zero-shot classification, see :doc:`/when_it_helps`: measure both.
+# against plain zero-shot classification, see :doc:`/choosing_interventions`: measure
+# both.
 #
 # Where the answers go
 # --------------------

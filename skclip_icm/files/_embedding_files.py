@@ -94,7 +94,10 @@ class EmbeddingFiles:
 
     def __array__(self, dtype=None, copy=None):
         if copy is False:
-            raise ValueError("Rows in files cannot be had without a copy.")
+            raise ValueError(
+                "copy=False, but rows of files are read into a new array. Leave copy "
+                "out."
+            )
         return next(self.chunks(len(self))).astype(dtype or self.dtype, copy=False)
 
     def chunks(self, n_rows=None):

@@ -238,7 +238,7 @@ def _named(entries):
             named.append((_name(entry), entry))
         else:
             raise TypeError(
-                f"{entry!r} is no intervention, expected one of "
+                f"{entry!r} is not an intervention, expected one of "
                 f"{', '.join(IMAGE_INTERVENTIONS)}, or a callable."
             )
     return named
@@ -256,7 +256,7 @@ def _unknown_name(name):
     close = difflib.get_close_matches(name.lower(), IMAGE_INTERVENTIONS)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
-        f"{name!r} is no intervention, expected one of "
+        f"{name!r} is not an intervention, expected one of "
         f"{', '.join(IMAGE_INTERVENTIONS)}, or a callable.{hint}"
     )
 
