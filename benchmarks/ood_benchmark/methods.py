@@ -36,6 +36,8 @@ class NearestPrompt(Model):
     """The class whose prompt has the largest cosine, as in ZeroShotClassifier."""
 
     def logits(self, Z, domains):
+        if self.coefficients.shape[1] > 2:  # then only the order counts, not lengths
+            return self.represent.apply(Z, domains, self.coefficients)
         return unit(self.represent(Z, domains)) @ self.coefficients
 
 
@@ -121,7 +123,9 @@ def refit(name, model, training, setting):
     """Return a setting's model with a classifier for other classes."""
     classified = _classified(name, model.represent, training)
     [found] = [
-        m for key, m in classified.items() if setting[-len(key) :] == key or not key
+        model
+        for of_classifier, model in classified.items()
+        if setting[len(setting) - len(of_classifier) :] == of_classifier
     ]
     return found
 

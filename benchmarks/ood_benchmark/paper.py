@@ -69,41 +69,36 @@ def evaluate(Z, Z_do, prompts, y, domains, target):
     """Return, for one target, {row: {column: accuracy}}."""
     rows = {}
     train, validation, test, _ = _masks(y, domains, target)
-    for column in ("zero-shot", "probe"):
-        classifier = _zero_shot if column == "zero-shot" else _probe
-        maps = _maps(Z[train], Z_do[train])
-
-        def score(A, part, classifier=classifier):
-            return classifier(A, Z, y, prompts, train, part)
-
-        for name, candidates in maps.items():
-            _fill(rows, name, column, candidates, score, validation, [test])
+    for name, maps in _maps(Z[train], Z_do[train]).items():
+        named = [_zero_shot(A, Z, prompts) == y for A in maps]
+        _enter(rows, name, ("zero-shot",), named, validation, [test])
+        fitted = [_probe(A, Z, y, train) == y for A in maps]
+        _enter(rows, name, ("probe",), fitted, validation, [test])
     base = np.arange(len(prompts)) < len(prompts) // 2
     train, validation, test, new = _masks(y, domains, target, base)
-    for name, candidates in _maps(Z[train], Z_do[train]).items():
-
-        def score(A, part):
-            return _zero_shot(A, Z, y, prompts, None, part)
-
-        _fill(rows, name, "open", candidates, score, validation, [test, new])
+    for name, maps in _maps(Z[train], Z_do[train]).items():
+        named = [_zero_shot(A, Z, prompts) == y for A in maps]
+        columns = ("base", "open", "harmonic")
+        _enter(rows, name, columns, named, validation, [test, new])
     return rows
 
 
-def _fill(rows, name, column, candidates, score, validation, tests):
-    """Enter the candidate that is best in validation, and the best in hindsight."""
+def _enter(rows, name, columns, candidates, validation, tests):
+    """Enter the candidate that is best in validation, and the best in hindsight.
 
-    def tested(A):
-        values = [score(A, test) for test in tests]
-        if len(values) == 1:
-            return {column: values[0]}
-        harmonic = 2 * np.prod(values) / max(np.sum(values), 1e-12)
-        return dict(zip(("base", "open", "harmonic"), [*values, harmonic], strict=True))
+    A candidate is an array of whether each row is predicted right.
+    """
 
-    chosen = max(candidates, key=lambda A: score(A, validation))
+    def tested(hits):
+        values = [float(np.mean(hits[test])) for test in tests]
+        if len(values) > 1:
+            values.append(2 * np.prod(values) / max(np.sum(values), 1e-12))
+        return dict(zip(columns, values, strict=True))
+
+    chosen = max(candidates, key=lambda hits: np.mean(hits[validation]))
     rows.setdefault(name, {}).update(tested(chosen))
     if len(candidates) > 1:
-        decides = column if len(tests) == 1 else "harmonic"
-        best = max((tested(A) for A in candidates), key=lambda found: found[decides])
+        best = max(map(tested, candidates), key=lambda found: found[columns[-1]])
         rows.setdefault(f"{name}, best in hindsight", {}).update(best)
 
 
@@ -153,14 +148,13 @@ def _seed_hash(*args):
     return int(hashlib.md5(str(args).encode()).hexdigest(), 16) % 2**31
 
 
-def _zero_shot(A, Z, y, prompts, train, part):
-    logits = (Z[part] @ A) @ (prompts @ A).T
-    return float(np.mean(logits.argmax(axis=1) == y[part]))
+def _zero_shot(A, Z, prompts):
+    return ((Z @ A) @ (prompts @ A).T).argmax(axis=1)
 
 
-def _probe(A, Z, y, prompts, train, part):
+def _probe(A, Z, y, train):
     probe = LogisticRegression(C=C, max_iter=1000, random_state=0)
-    return float(probe.fit(Z[train] @ A, y[train]).score(Z[part] @ A, y[part]))
+    return probe.fit(Z[train] @ A, y[train]).predict(Z @ A)
 
 
 def _intervened(paths, featurizer):
