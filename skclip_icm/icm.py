@@ -3,6 +3,7 @@
 import copy
 from numbers import Integral, Real
 
+import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -358,7 +359,8 @@ class ICMTransformer(
         directions = self.components_ * self.scale_ if centred else self.components_
         directions = xp.astype(directions, X.dtype, copy=False)
         mean = xp.astype(self.mean_, X.dtype) * float(centred)
-        mapped = arrays.map_rows(X, directions, mean @ directions.T)
+        with np.errstate(invalid="ignore"):  # infinity times 0
+            mapped = arrays.map_rows(X, directions, mean @ directions.T)
         check_finite(mapped, "X")
         return mapped
 
