@@ -13,6 +13,7 @@ import sqlite3
 import time
 import warnings
 import weakref
+from numbers import Integral
 
 import numpy as np
 
@@ -59,6 +60,11 @@ class EmbeddingCache:
     """
 
     def __init__(self, path, max_bytes=None):
+        if max_bytes is not None and not isinstance(max_bytes, Integral):
+            raise TypeError(
+                f"max_bytes is {max_bytes!r}, expected a number of bytes or None: "
+                "1 GB is 10**9, 1 GiB is 2**30."
+            )
         if max_bytes is not None and max_bytes < 2**20:
             raise ValueError(f"max_bytes must be at least {2**20}, got {max_bytes}.")
         self.path = _resolve(path)

@@ -63,8 +63,7 @@ class CLIPFeaturizer(
         Embeddings are float32.
     calibration : sequence of images or None, default=None
         For int8: some hundred typical images, by which the model is quantised; an error
-        if one's cosine falls below 0.999. Given here, so that embeddings do not depend
-        on the images of earlier calls.
+        if one's cosine falls below 0.999.
     backend : {"auto", "torch", "openvino"}, default="auto"
         What encodes images. "auto" is OpenVINO (extra ``openvino``) on a CPU, where it
         is installed and can convert the model, else torch.
@@ -110,9 +109,10 @@ class CLIPFeaturizer(
 
     Notes
     -----
-    Images are paths, bytes, PIL images, uint8 arrays or tensors, in a sequence, an
-    array, a Series or a frame of one column. Interventions act on the image as the
-    model sees it. Pickles are without the model; a process loads each model once.
+    Images are paths, bytes, PIL images, uint8 arrays or tensors (red, green, blue, so
+    OpenCV's turned by ``image[..., ::-1]``), in a sequence, an array, a Series or a
+    frame of one column. Interventions act on the image as the model sees it. Pickles
+    are without the model.
 
     Examples
     --------
@@ -230,7 +230,7 @@ class CLIPFeaturizer(
         ImageError
             If an image cannot be read, unless ``on_error="nan"``.
         WeightsNotFoundError
-            If the model's weights cannot be had.
+            If the model's weights are not found.
         """
         Z, self.failed_, _ = self._embed(as_items(X), [AS_IS])
         return Z[:, 0]
@@ -362,6 +362,7 @@ class CLIPFeaturizer(
     def _embed(self, items, views, rows=None, expected=None):
         self._validate_params()
         encoder, size = self._encoder(), self.batch_size
+        label = type(self).__name__ if AS_IS in views else "interventions"
         # Kept, so that a notebook can show the estimator without loading the model.
         self._n_features_out = encoder.n_features
         embeddings, failed, contents = embed(
@@ -372,7 +373,7 @@ class CLIPFeaturizer(
             batch_size=encoder.batch_size if size == "auto" else size,
             n_jobs=self.n_jobs,
             on_error=self.on_error,
-            progress=partial(progress_bar, type(self).__name__, verbose=self.verbose),
+            progress=partial(progress_bar, label, verbose=self.verbose),
             jpeg_decoding=self.jpeg_decoding,
             rows=rows,
             expected=expected,

@@ -85,10 +85,10 @@ def load_encoder(
     Raises
     ------
     ValueError
-        If an option is unknown, not available here or not to be had with another, if
-        the weights do not fit the model, or if int8 changes the embeddings too much.
+        If an option is unknown, not available here or does not go with another,
+        if the weights do not fit the model, or if int8 changes the embeddings too much.
     WeightsNotFoundError
-        If the weights cannot be had. They are never replaced by random ones.
+        If the weights are not found. They are never replaced by random ones.
     ImportError
         If OpenVINO is asked for, or NNCF needed, and is not installed.
     RuntimeError
@@ -313,7 +313,7 @@ class Encoder:
         TypeError
             If `texts` is one string, or an entry is not a string.
         WeightsNotFoundError
-            If the tokenizer's files cannot be had.
+            If the tokenizer's files are not found.
         """
         check_texts(texts)
         with _lock:

@@ -38,7 +38,7 @@ def check_dtype(dtype, device):
 
 
 def check_backend(backend, dtype, device, compile):
-    """Raise ValueError or ImportError if a backend is not to be had."""
+    """Raise ValueError or ImportError if a backend is not available."""
     if backend not in _BACKENDS:
         raise ValueError(f"backend={backend!r}, expected one of {_BACKENDS}.")
     if backend == "torch" and dtype == "int8":

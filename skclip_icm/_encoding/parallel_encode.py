@@ -337,7 +337,11 @@ def _render(job, encoder, views, target):
 
 
 def _pixels(cell, views, image, encoder):
-    pixels = np.asarray(views[cell.view].render(image, encoder))
+    try:
+        pixels = np.asarray(views[cell.view].render(image, encoder))
+    except Exception as error:
+        error.add_note(f"It was raised for the image in row {cell.row}.")
+        raise
     if cell.key is None:  # the embedding is that of an image of these pixels
         key = AS_IS.embedding_key(encoder.fingerprint, digest(pixels))
         cell = cell._replace(key=key)

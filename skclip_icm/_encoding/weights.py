@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 DEMO = "demo"
+
+# As transformers names the weights that open_clip has under the tag "openai".
+_OPENAI = re.compile(r"openai/clip-vit-(base|large)-patch(\d+)(-336)?")
 
 _HUB_TIMEOUT = 10.0  # seconds
 # Files of a model's repository, as open_clip names them; the first weights are taken.
@@ -24,7 +28,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".npy")
 
 
 class WeightsNotFoundError(OSError):
-    """A model's weights are neither on this machine nor to be had over the network.
+    """A model's weights are neither on this machine nor reachable over the network.
 
     Examples
     --------
@@ -187,6 +191,13 @@ def _find_built_in(model_name, pretrained):
 
     name = model_name.replace("/", "-")
     if name not in open_clip.list_models():
+        if hf := _OPENAI.fullmatch(model_name):
+            size = {"base": "B", "large": "L"}[hf[1]]
+            raise ValueError(
+                f"model_name={model_name!r} is a name of transformers. These weights in "
+                f'open_clip: CLIPFeaturizer("ViT-{size}-{hf[2]}{hf[3] or ""}", '
+                '"openai").'
+            )
         known = [*open_clip.list_models(), DEMO]
         raise ValueError(
             f"model_name={model_name!r} is not known.{_suggest(name, known)} "
@@ -322,13 +333,13 @@ def _check_network():
     from huggingface_hub import constants
 
     if not (constants.HF_HUB_OFFLINE or _is_reachable(constants.ENDPOINT)):
-        raise OSError(f"{constants.ENDPOINT} cannot be reached")
+        raise OSError(f"{constants.ENDPOINT} cannot be reached. Check the network.")
 
 
 def _not_found(source, what, error):
     given = ", ".join(map(repr, filter(None, source[:2])))
     return WeightsNotFoundError(
-        f"The {what} of {given} could not be had: neither in the local caches "
+        f"The {what} of {given} were not found: neither in the local caches "
         f"(~/.cache/huggingface or HF_HOME, ~/.cache/clip) nor by download ({error})\n"
         "Do one of these:\n"
         "- on a machine with a network, run\n"
@@ -345,7 +356,7 @@ def _not_found(source, what, error):
 def _from_cache_first(find):
     """Call what reads files of the Hugging Face hub by itself; online if it has to be.
 
-    The hub's client would else ask for news of every file that it has.
+    The hub's client would otherwise ask for news of every file that it has.
     """
     from huggingface_hub import constants
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import numpy as np
 from PIL import Image
 
+from skclip_icm._images.dark import warn_if_dark
 from skclip_icm._images.inputs import (
     MAX_BYTES,
     ImageError,
@@ -60,8 +61,8 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pixels converted at a time: a conversion in steps would else copy a large image as
-# often as it has steps.
+# Pixels converted at a time: a conversion in steps would otherwise copy a large image
+# as often as it has steps.
 _BAND_PIXELS = 2**22
 # What Pillow's modules warn of (odd tags, a damaged EXIF block, large images) is either
 # harmless or becomes an error here. The form is that of `warnings.filters`.
@@ -290,6 +291,8 @@ def _upright(image):
 
 
 def _to_rgb(image, row, name):
+    if image.mode.startswith("I"):
+        warn_if_dark(image, row, name)
     width, height = image.size
     step = max(1, _BAND_PIXELS // width)
     if step >= height:
