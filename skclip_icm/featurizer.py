@@ -54,7 +54,7 @@ class CLIPFeaturizer(
     n_interventions : int, default=1
         Random draws of each intervention.
     batch_size : int or "auto", default="auto"
-        Images per forward pass; halved where memory is short. "auto" suits the model.
+        Images per forward pass, fewer where memory is short. "auto" suits the model.
     device : str, default="auto"
         Such as "cpu" or "cuda:1". "auto": the first of cuda, mps and cpu that is there.
     dtype : {"auto", "float32", "bfloat16", "float16", "int8"}, default="auto"
@@ -72,7 +72,7 @@ class CLIPFeaturizer(
         compiler, and changes embeddings by rounding only.
     preprocessing : dict or None, default=None
         "mean", "std", "interpolation" ("bicubic", "bilinear"), "resize_mode"
-        ("shortest", "longest", "squash") in place of what the weights say, or do not.
+        ("shortest", "longest", "squash"), in place of what the weights say.
     jpeg_decoding : {"exact", "reduced"}, default="exact"
         "reduced" decodes large JPEG files at 1/2, 1/4 or 1/8 of their size, never
         below twice what the model sees: sooner, and a little different.
@@ -98,8 +98,8 @@ class CLIPFeaturizer(
     Attributes
     ----------
     failed_ : list of int
-        Rows of the latest call that could not be read, with ``on_error="nan"``. One
-        whose counterparts are made later, and fail, is added then.
+        Rows of the latest call, and of counterparts made of it later, that could not be
+        read, with ``on_error="nan"``.
 
     See Also
     --------
@@ -249,9 +249,8 @@ class CLIPFeaturizer(
         Returns
         -------
         Z : PairedEmbeddings of shape (n, d), float32
-            The values that `transform` gives. The counterparts, of shape
-            (n, k, d) for k = number of interventions times `n_interventions`, are
-            encoded when first asked for.
+            The values that `transform` gives. Counterparts, (n, k, d) for k = number of
+            interventions times `n_interventions`, are encoded when first asked for.
 
         Raises
         ------

@@ -194,7 +194,7 @@ def _find_built_in(model_name, pretrained):
         if hf := _OPENAI.fullmatch(model_name):
             size = {"base": "B", "large": "L"}[hf[1]]
             raise ValueError(
-                f"model_name={model_name!r} is a name of transformers. These weights in "
+                f"model_name={model_name!r} is a name of transformers. Its weights in "
                 f'open_clip: CLIPFeaturizer("ViT-{size}-{hf[2]}{hf[3] or ""}", '
                 '"openai").'
             )
