@@ -8,14 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Blocks marked `py` are shown and not run: they need something that is not here.
-FRAGMENTS = {"speed"}  # a line or two each, not meant to run one after the other
 RUN = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([\w./-]+\.(?:md|rst))(?:#[\w-]+)?\)")
-WITH_CODE = [
-    page
-    for page in PAGES
-    if page.stem not in FRAGMENTS and RUN.search(page.read_text(encoding="utf-8"))
-]
+WITH_CODE = [page for page in PAGES if RUN.search(page.read_text(encoding="utf-8"))]
 
 if not PAGES:
     pytest.skip(

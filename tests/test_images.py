@@ -1,8 +1,10 @@
 """Anything to an RGB image, or a clear error."""
 
 import io
+import itertools
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -22,9 +24,8 @@ from PIL import Image, ImageFile
 
 from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding.stores import _MemoryStore
+from skclip_icm._images import dark, opening
 from skclip_icm._images import decoding as images
-from skclip_icm._images import opening
-from skclip_icm._images.dark import warn_if_dark
 from skclip_icm._images.decoding import (
     ImageError,
     as_items,
@@ -757,18 +758,25 @@ def test_heif_without_its_package_names_the_extra(monkeypatch):
     ("high", "top"), [(200, 255), (255, 255), (256, 4095), (4095, 4095)]
 )
 @pytest.mark.parametrize("mode", ["I", "I;16"])
-def test_dark_16_bit_images_are_told_with_their_scale(mode, high, top):
+def test_dark_16_bit_images_are_told_with_their_scale(
+    mode, high, top, caplog, monkeypatch
+):
     image = Image.new(mode, (4, 4), 1)
     image.putpixel((0, 0), high)
-    with pytest.warns(UserWarning, match=rf"no value above {top}.* / {top}\."):
-        warn_if_dark(image)
+    monkeypatch.setattr(dark, "_n_dark", itertools.count())
+    with caplog.at_level("WARNING", logger="skclip_icm"):
+        decode(image, 3)
+        for _ in range(99):
+            decode(image)
+    first = caplog.messages[0]
+    assert re.search(rf"row 3: .*no value above {top}.* / {top}\.", first)
+    assert len(caplog.messages) == 10  # of a hundred
 
 
 @pytest.mark.parametrize("high", [0, 4096, 65535])
-def test_other_16_bit_images_are_not_warned_of(high):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_if_dark(Image.new("I;16", (4, 4), high))
+def test_other_16_bit_images_are_not_told(high, caplog):
+    decode(Image.new("I;16", (4, 4), high))
+    assert not caplog.messages
 
 
 def test_memory_that_only_the_file_claims_to_need():

@@ -198,7 +198,7 @@ def _joined(parts):
     """Data of several folders of classes, with the classes of the first."""
     names = parts[0].target_names
     return Bunch(
-        images=sum((part.images for part in parts), []),
+        images=np.concatenate([part.images for part in parts]),
         target=np.concatenate(
             [
                 [names.index(part.target_names[label]) for label in part.target]

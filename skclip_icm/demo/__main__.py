@@ -17,14 +17,14 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
 
 from skclip_icm._version import __version__
 from skclip_icm.datasets import fetch_elpv
 from skclip_icm.featurizer import CLIPFeaturizer
 from skclip_icm.icm import ICMTransformer
-from skclip_icm.model_selection import interventional_scorer
+from skclip_icm.model_selection import invariant_search
 
 SEED = 0
 PROBE = LogisticRegression(class_weight="balanced", max_iter=1000)
@@ -92,12 +92,8 @@ def add_cache_option(parser, name):
 
 def _fit(Z, y):
     """Fit the raw probe and ICM, choosing lam under intervention in this domain."""
-    search = GridSearchCV(
-        PIPELINE,
-        GRID,
-        scoring=interventional_scorer("roc_auc"),
-        cv=StratifiedKFold(2, shuffle=True, random_state=SEED),
-    )
+    folds = StratifiedKFold(2, shuffle=True, random_state=SEED)
+    search = invariant_search(PIPELINE, GRID, scoring="roc_auc", cv=folds)
     return {"raw probe": clone(PROBE).fit(Z, y), "ICM": search.fit(Z, y)}
 
 
