@@ -24,7 +24,8 @@ def adapt(estimator, X, *, X_train=None, prior_weight=10.0):
     X : sequence of n images or array-like of shape (n, d)
         Images or embeddings of the new domain, as `estimator` takes them.
     X_train : sequence of images or array-like, default=None
-        What `estimator` was fitted on, if no `ICMTransformer` in it knows the mean.
+        What `estimator` was fitted on; used if no `ICMTransformer` in it knows the
+        mean, as when a search has chosen "passthrough".
     prior_weight : float, default=10.0
         Number k of rows that the mean :math:`m` in training counts as: with the mean
         :math:`m_X` of the embeddings of `X`, what is taken off is
@@ -39,8 +40,8 @@ def adapt(estimator, X, *, X_train=None, prior_weight=10.0):
     Raises
     ------
     ValueError
-        If there is no `ICMTransformer` and no `X_train`, or there are both, if one has
-        ``center=False``, or `prior_weight` is negative.
+        If there is no `ICMTransformer` and no `X_train`, if one has ``center=False``,
+        or `prior_weight` is negative.
     NotFittedError
         If `estimator` is not fitted.
 
@@ -87,11 +88,6 @@ def adapt(estimator, X, *, X_train=None, prior_weight=10.0):
             "The mean in training is not known: there is no ICMTransformer in "
             f"{describe(estimator)}. Pass X_train, what it was fitted on, or put an "
             "ICMTransformer before the classifier."
-        )
-    if done and X_train is not None:
-        raise ValueError(
-            "X_train is passed, but the ICMTransformer in this estimator knows the "
-            "mean in training. Leave X_train out."
         )
     return adapted if done else _centred(estimator, X, X_train, options)
 

@@ -198,9 +198,10 @@ def test_preprocessing_that_is_given_is_open_clips(files):
 def test_preprocessing_that_is_given_stands_before_that_of_the_weights(tag, tmp_path):
     tag("tiny", {"mean": (0.25,) * 3, "std": (0.25,) * 3})
     given = {"mean": np.array([0.5, 0.5, 0.5])}
-    encoder = load_encoder("tiny", "some_tag", device="cpu", preprocessing=given)
-    assert encoder._mean.flatten().tolist() == [0.5] * 3
-    assert encoder._std.flatten().tolist() == [0.25] * 3
+    options = {"device": "cpu", "backend": "torch"}
+    encoder = load_encoder("tiny", "some_tag", preprocessing=given, **options)
+    assert encoder._tower._mean.flatten().tolist() == [0.5] * 3
+    assert encoder._tower._std.flatten().tolist() == [0.25] * 3
 
 
 @pytest.mark.parametrize("name", ["tiny", "demo"])
@@ -591,9 +592,10 @@ def cached(offline, files, tmp_path, monkeypatch):
     ("name", "given"), [("hf-hub:org/tiny", None), ("tiny", "hub"), ("tiny", "url")]
 )
 def test_nothing_is_asked_of_the_network_where_all_is_on_disk(name, given, cached):
-    encoder = load_encoder(name, given, device="cpu", dtype="float32")
+    options = {"device": "cpu", "dtype": "float32", "backend": "torch"}
+    encoder = load_encoder(name, given, **options)
     assert encoder.encode_text(TEXTS).shape == (3, 16)
-    assert encoder._mean.flatten().tolist() == [0.5] * 3
+    assert encoder._tower._mean.flatten().tolist() == [0.5] * 3
     assert load_encoder(**encoder.recipe) is encoder
     assert cached[1] == []
 

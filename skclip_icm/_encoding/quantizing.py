@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import logging
 import os
 from importlib.metadata import version
 
@@ -107,18 +106,12 @@ class Quantizer:
         import nncf
 
         expected = self._embed(run(model))
-        logger = logging.getLogger("nncf")
-        level = logger.level
-        logger.setLevel(logging.WARNING)
-        try:
-            quantized = nncf.quantize(
-                model,
-                nncf.Dataset([image[None] for image in self.pixels]),
-                subset_size=len(self.pixels),
-                model_type=nncf.ModelType.TRANSFORMER if self._is_transformer else None,
-            )
-        finally:
-            logger.setLevel(level)
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset([image[None] for image in self.pixels]),
+            subset_size=len(self.pixels),
+            model_type=nncf.ModelType.TRANSFORMER if self._is_transformer else None,
+        )
         found = min_cosine(self._embed(run(quantized)), expected)
         if not found >= MIN_COSINE:
             raise ValueError(
