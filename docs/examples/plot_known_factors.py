@@ -21,8 +21,8 @@ train, test = data.domains == 0, data.domains == 1
 print(data.embeddings.shape, data.embeddings.counterparts.shape)
 
 # %%
-# A linear probe, augmentation, and ICM
-# ------------------------------------
+# A linear probe, augmentation, ICM
+# ---------------------------------
 # On the raw embeddings, the classifier uses all that helps in training, and fails
 # where the variant factors mislead it. Training on the counterparts as well, as
 # augmentation does, hardly helps, for they come nowhere near the test domain. ICM asks

@@ -55,7 +55,7 @@ def load_domain_folder(
         domain has, by name.
     skip : sequence of str, default=()
         Names of more files and folders to skip, at any level, such as "masks", or
-        patterns such as "*.txt".
+        patterns such as ``"*.txt"``.
     return_X_y : bool, default=False
         Whether to return ``(images, target)`` in place of a Bunch.
     as_frame : bool, default=False
