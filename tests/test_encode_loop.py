@@ -624,6 +624,7 @@ print((peaks[1] - peaks[0]) / 6_000)
 """
 
 
+@pytest.mark.slow
 def test_memory_beyond_the_result_is_a_digest_for_each_image():
     here = os.path.dirname(__file__)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
