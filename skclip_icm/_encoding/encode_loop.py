@@ -113,7 +113,7 @@ def embed(
         ThreadPoolExecutor(n_threads, thread_name_prefix="skclip_icm-read") as readers,
     ):
         table = _Table(rows, views, encoder, store, bar)
-        images = ahead(read, table.unread(items, target), 2 * n_threads)
+        images = ahead(read, table.unread(items, target, expected), 2 * n_threads)
         results = encode_jobs(
             table.jobs(images),
             n_cells,
@@ -181,12 +181,19 @@ class _Table:
         self._present = np.zeros(self._values.shape[:2], dtype=bool)
         self.contents = [None] * len(rows)
 
-    def unread(self, items, target):
-        """Iterate over rows that must be read, with the stamps of their files."""
+    def unread(self, items, target, expected):
+        """Iterate over rows that must be read, with the stamps of their files.
+
+        What an earlier call has read need not be read again for what the cache holds.
+        """
         known_by_content = all(view.key is not None for view in self._views)
         for rows in _in_parts(self._rows.tolist(), _STAMPS_AT_A_TIME):
             stamps = [_stamp(items[row], target) for row in rows]
-            at_hand = self._at_hand(rows, stamps) if known_by_content else ()
+            at_hand = ()
+            if known_by_content and expected is None:
+                at_hand = self._at_hand(rows, self._digests.get_digests(stamps))
+            elif known_by_content:
+                at_hand = self._at_hand(rows, [expected[row] for row in rows])
             for row, stamp in zip(rows, stamps, strict=True):
                 if row not in at_hand:
                     yield row, stamp
@@ -244,9 +251,8 @@ class _Table:
         failed = (self._source < 0) | ~complete[self._source]
         return self._values, self._rows[failed].tolist()
 
-    def _at_hand(self, rows, stamps):
-        """Fill rows whose files have not changed and are in the cache; return these."""
-        digests = self._digests.get_digests(stamps)
+    def _at_hand(self, rows, digests):
+        """Fill rows with known digests that are in the cache; return these."""
         known = [(r, d) for r, d in zip(rows, digests, strict=True) if d is not None]
         cells = [cell for row, digest in known for cell in self._cells(row, digest)]
         found = self._store.get_many([cell.key for cell in cells]) if cells else []
