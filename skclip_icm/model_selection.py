@@ -121,9 +121,9 @@ def invariant_search(
     """Set up the search that chooses for an unseen domain without its labels.
 
     Stratified folds of the training rows are scored under each of several separate
-    interventions, and a candidate counts for its worst score. Of the rules compared in
-    the documentation, leaving training domains out among them, this one did best. The
-    interventions should be others than those that the estimator is fitted with, or a
+    interventions, and a candidate counts for its worst score. No label of another
+    domain is needed. It finds what its interventions show, and nothing else. These
+    should be others than those that the estimator is fitted with, or a
     candidate is preferred that only undoes these; a warning names what overlaps.
 
     Parameters
