@@ -122,9 +122,9 @@ def invariant_search(
 
     Stratified folds of the training rows are scored under each of several separate
     interventions, and a candidate counts for its worst score. No label of another
-    domain is needed. It finds what its interventions show, and nothing else. These
-    should be others than those that the estimator is fitted with, or a
-    candidate is preferred that only undoes these; a warning names what overlaps.
+    domain is needed. It finds what its interventions show, and nothing else. They
+    should be others than those that the estimator is fitted with, or a candidate is
+    preferred that only undoes these; a warning names what overlaps.
 
     Parameters
     ----------
