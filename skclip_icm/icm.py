@@ -222,9 +222,9 @@ class ICMTransformer(
             of each row's domain.
         """
         self.fit(X, y, X_do=X_do, domains=domains)
-        if self.center != "domain":
-            return self._map(X, "transform")
         mapped = self._map(X, "transform")
+        if self.center != "domain":
+            return mapped
         shifts = (self.domain_means_ - self.mean_) @ self.components_.T * self.scale_
         codes = domain_rows(mapped.shape[0], domains)[1]
         shifts = arrays.take_rows(shifts, codes)

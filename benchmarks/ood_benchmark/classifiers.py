@@ -40,24 +40,14 @@ def augmented(training, X, X_do):
 
 def vrex(training, X, X_do):
     """Add the variance of the risks of environments (Krueger et al., ICML 2021)."""
-    return {
-        ("penalty", penalty, *setting): model
-        for penalty in VREX_PENALTIES
-        for setting, model in _over_environments(
-            training, X, X_do, _variance_of_risks(penalty)
-        ).items()
-    }
+    risks = {("penalty", p): _variance_of_risks(p) for p in VREX_PENALTIES}
+    return _with_each_risk(risks, training, X, X_do)
 
 
 def group_dro(training, X, X_do):
     """Minimise the worst environment's risk, smoothed (Sagawa et al., ICLR 2020)."""
-    return {
-        ("rate", rate, *setting): model
-        for rate in DRO_RATES
-        for setting, model in _over_environments(
-            training, X, X_do, _worst_risk(rate)
-        ).items()
-    }
+    risks = {("rate", rate): _worst_risk(rate) for rate in DRO_RATES}
+    return _with_each_risk(risks, training, X, X_do)
 
 
 def gaussian(training, X, X_do):
@@ -152,6 +142,14 @@ def _with_reference(columns):
     if columns.shape[1] > 1:
         return columns
     return np.concatenate([np.zeros_like(columns), columns], axis=1)
+
+
+def _with_each_risk(risks, training, X, X_do):
+    return {
+        (*parameter, *setting): model
+        for parameter, risk in risks.items()
+        for setting, model in _over_environments(training, X, X_do, risk).items()
+    }
 
 
 def _over_environments(training, X, X_do, combine):
