@@ -16,6 +16,7 @@ from skclip_icm._estimators import HasMethods, Interval, StrOptions, validate_pa
 from skclip_icm._images.decoding import digest
 from skclip_icm._images.inputs import ImageError, as_items, read_content
 from skclip_icm.files._embedding_files import EmbeddingFiles
+from skclip_icm.files._replacing import replacing
 from skclip_icm.interventions import resolve_interventions
 
 logger = logging.getLogger("skclip_icm")
@@ -187,7 +188,7 @@ class _Record:
 
     def _save(self):
         content = {"about": self._about, "parts": self._parts}
-        with _replacing(self._path) as path:
+        with replacing(self._path) as path:
             path.write_text(json.dumps(content), encoding="utf-8")
 
     def check_end(self, n_parts):
@@ -197,24 +198,6 @@ class _Record:
                 f"{self._path.parent} holds {len(self._parts)} parts, X makes "
                 f"{n_parts}: it is of more images. Give another folder."
             )
-
-
-class _replacing:  # noqa: N801
-    """Give a path to write to that takes the place of a file when it is complete."""
-
-    def __init__(self, path):
-        self._path = path
-        self._unfinished = path.with_name(f".{path.name}.unfinished")
-
-    def __enter__(self):
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._unfinished
-
-    def __exit__(self, kind, *error):
-        if kind is None:
-            os.replace(self._unfinished, self._path)
-        else:
-            self._unfinished.unlink(missing_ok=True)
 
 
 def _about(featurizer, views, file_format, rows_per_file):
@@ -255,7 +238,7 @@ def _identify(items, rows):
 
 def _write_npy(folder, part, rows, embeddings, items):
     for view in range(embeddings.shape[1]):
-        with _replacing(folder / _npy_folder(view) / f"img_emb_{part}.npy") as path:
+        with replacing(folder / _npy_folder(view) / f"img_emb_{part}.npy") as path:
             with open(path, "wb") as file:
                 np.save(file, np.ascontiguousarray(embeddings[:, view]))
 
@@ -279,7 +262,7 @@ def _write_parquet(folder, part, rows, embeddings, items):
         values = pa.array(embeddings[:, view].reshape(-1))
         lists = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[2])
         columns[_parquet_column(view)] = lists
-    with _replacing(folder / "metadata" / f"metadata_{part}.parquet") as path:
+    with replacing(folder / "metadata" / f"metadata_{part}.parquet") as path:
         pq.write_table(pa.table(columns), path)
 
 

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from skclip_icm._projection.arrays import to_numpy
 from skclip_icm._projection.groups import count_groups
 from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
+from skclip_icm.files._replacing import replacing
 
 
 def fit_files(X, icm, *, y=None, X_do=None, domains=None):
@@ -190,22 +191,17 @@ def _raise_located(sources, chunks, start, error):
 
 def _write(target, part, column, icm):
     """Transform one file, chunk by chunk; nothing is left behind if that fails."""
-    unfinished = target.with_name(f".{target.name}.unfinished")
     dtype = np.dtype(np.float64 if part.dtype.itemsize == 8 else np.float32)
     header = {
         "descr": np.lib.format.dtype_to_descr(dtype),
         "fortran_order": False,
         "shape": (part.n_rows, icm.n_components_),
     }
-    try:
-        with open(unfinished, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            if part.n_rows:
-                for Z in _transformed(EmbeddingFiles([part.path], column), icm):
-                    np.ascontiguousarray(Z, dtype).tofile(file)
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(target) as unfinished, open(unfinished, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        if part.n_rows:
+            for Z in _transformed(EmbeddingFiles([part.path], column), icm):
+                np.ascontiguousarray(Z, dtype).tofile(file)
 
 
 def _transformed(X, icm):
