@@ -632,9 +632,10 @@ def test_a_good_image_is_not_called_damaged_where_memory_is_short(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    outcomes = run.stdout.split()
-    assert outcomes.count("decoded") >= 8  # with 200 MiB
-    assert outcomes.count("MemoryError") >= 16  # with 5 and 30
+    outcomes = [tuple(line.split()[::2]) for line in run.stdout.splitlines()]
+    # The pixels of each are 26 MiB.
+    assert outcomes.count(("5", "MemoryError")) == len(paths) - 1
+    assert outcomes.count(("200", "decoded")) >= 8
 
 
 class TestReducedDecoding:
