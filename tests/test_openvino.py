@@ -305,7 +305,7 @@ def test_threads_are_as_many_as_the_lanes_have(monkeypatch):
 
     monkeypatch.setattr(openvino_tower, "_Program", noted)
     encoder = demo()
-    encoder._tower.drop_programs()
+    encoder._tower._programs.clear()
     made.clear()
     images, total = pixels(2), torch.get_num_threads()
     for n_threads in (1, 1, total):
@@ -354,7 +354,13 @@ def encode_on_and_on():
         encoder.encode_images(torch.from_numpy(images[:4]).permute(0, 3, 1, 2))
 
 if how == "after another use":
-    encoder._tower.drop_programs()
+    encoder._tower._programs.clear()
+if how == "beside a model of one's own":
+    import openvino
+    model = encoder._tower._model
+    own = openvino.compile_model(model, "CPU", {"NUM_STREAMS": 2})
+    own([images[:2]])
+programs = list(encoder._tower._programs.values())
 threads = [threading.Thread(target=encode_on_and_on) for _ in range(2)]
 for thread in threads if how == "while in use" else ():
     thread.start()
@@ -364,6 +370,8 @@ for attempt in range(3):
         from skclip_icm._encoding.stores import open_cache
         open_cache("memory").clear()
         np.testing.assert_allclose(embed(), expected, atol=1e-5)
+        if how == "beside a model of one's own":
+            os._exit(0)  # as multiprocessing does, for the sake of that model
         sys.exit(0)  # through the interpreter's own end
     until = time.monotonic() + 60
     while not (found := os.waitpid(child, os.WNOHANG))[0]:
@@ -373,12 +381,17 @@ for attempt in range(3):
         time.sleep(0.02)
     assert found[1] == 0, found
 stop.set()
+if how == "after use":  # nothing is compiled anew
+    assert list(encoder._tower._programs.values()) == programs
 np.testing.assert_allclose(embed(), expected, atol=1e-5)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("how", ["after use", "after another use", "while in use"])
+@pytest.mark.parametrize(
+    "how",
+    ["after use", "after another use", "while in use", "beside a model of one's own"],
+)
 def test_forks(how):
     """Threads of OpenVINO are not there in the child, where it would wait for them."""
     python(f"import sys; sys.argv[0] = {how!r}\n{FORK}")

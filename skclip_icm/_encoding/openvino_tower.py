@@ -1,10 +1,11 @@
 """An image tower computed by OpenVINO, on a CPU.
 
-OpenVINO starts threads of its own. A fork would copy a process without them, and the
-child would wait for them for ever: so a fork waits until no call is running, everything
-compiled is dropped, and parent and child each compile anew when they next need it.
+OpenVINO starts threads of its own, and what is compiled waits for them. A fork copies a
+process without them: so it waits until no call is running, and the child leaves alone
+what the parent has compiled, and compiles anew when it next needs it.
 """
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -89,8 +90,10 @@ class OpenVINOTower:
             program = self._program(*share())
             return program(batch)
 
-    def drop_programs(self):
-        """Free what was compiled, until the next use."""
+    def forget_programs(self):
+        """Compile anew at the next use, in a process forked from this one."""
+        for program in self._programs.values():
+            _keep_for_ever(program)
         self._programs.clear()
 
     def _program(self, n_lanes, n_threads):
@@ -223,7 +226,8 @@ def _get_core():
         import openvino
 
         _core = openvino.Core()
-        # Without it, helpers outlive the core, and a fork.
+        # It holds on to TBB, which a child of a fork would else end: and crash, as the
+        # helpers are not there. In the child, this core stays for ever.
         _core.set_property({"FORCE_TBB_TERMINATE": True})
     return _core
 
@@ -246,16 +250,16 @@ def _running():
 
 
 def _before_fork():
-    global _core, _n_forks
+    global _n_forks
 
     _condition.acquire()
     _n_forks += 1
     me = threading.get_ident()
     _condition.wait_for(lambda: not _callers.keys() - {me})
-    if me not in _callers:  # what is not in use by the thread that forks
-        for tower in list(_towers):
-            tower.drop_programs()
-        _core = None
+    if _core is not None:
+        # OpenVINO keeps threads of models that are gone, for the next model. A core
+        # that ends stops them; the child would count on them.
+        type(_core)().get_versions("CPU")
 
 
 def _after_fork():
@@ -267,9 +271,18 @@ def _after_fork():
 
 
 def _after_fork_in_child():
-    global _condition, _n_forks
+    global _condition, _core, _n_forks
 
     _n_forks, _condition = 0, threading.Condition()
+    for tower in list(_towers):
+        tower.forget_programs()
+    _keep_for_ever(_core)
+    _core = None
+
+
+def _keep_for_ever(item):
+    """Let an object outlive Python: its end would wait for threads of the parent."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
 if hasattr(os, "register_at_fork"):
