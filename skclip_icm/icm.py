@@ -374,8 +374,9 @@ class ICMTransformer(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
                 "features of X. Give at most that many."
             )
+        columns = getattr(self, "feature_names_in_", None)
         source = find_source(
-            self.pairs, self.center, X, paired, unpaired, y, X_do, domains
+            self.pairs, self.center, X, paired, unpaired, y, X_do, domains, columns
         )
         self._kind = source.kind
         return X, source

@@ -6,7 +6,7 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _num_samples
 
 from skclip_icm._estimators import find_fitted_icm
-from skclip_icm._projection.groups import check_labels
+from skclip_icm._labels import check_labels
 from skclip_icm.plotting._axes import COLORS, add_legend, check_names, make_axes
 
 # A colour and a marker of its own for each group; more groups than this in one panel
@@ -161,13 +161,14 @@ class InvarianceMapDisplay:
         display : InvarianceMapDisplay
             The display itself.
         """
-        rows = [("class", self.y)]
+        n = len(self.before)
+        rows = [("class", check_labels(self.y, "y", n))]
         if self.domains is not None:
-            rows.append(("domain", self.domains))
+            rows.append(("domain", check_labels(self.domains, "domains", n)))
         size = 9.5, 0.5 + 3.8 * len(rows)
         self.figure_, self.axes_ = make_axes(ax, len(rows), 2, size)
         for (title, labels), panels in zip(rows, self.axes_, strict=True):
-            groups = _groups(np.asarray(labels))
+            groups = _groups(labels)
             for i, points in enumerate((self.before, self.after)):
                 handles = _scatter(panels[i], np.asarray(points), groups)
                 self._label(panels[i], i)
