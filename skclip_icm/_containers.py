@@ -24,8 +24,8 @@ def refuse_tables(values, name, expected):
     if hasattr(values, "column_names"):
         raise TypeError(
             f"{name} is a table of the columns {_shorten(values.column_names)}, "
-            f"expected {expected}. Select a column by its name, or make a frame of it, "
-            "such as by its to_pandas()."
+            f"expected {expected}. Select a column, such as {name}['name'], or make a "
+            f"frame of it, {name}.to_pandas()."
         )
 
 
@@ -73,8 +73,8 @@ def entries(values, name, expected):
     if isinstance(values, Sequence) or hasattr(values, "__array__"):
         return list(values)
     raise TypeError(
-        f"{name} is a {type(values).__name__}, expected {expected}. Turn an iterator "
-        "into a list first."
+        f"{name} is of type {type(values).__name__}, expected {expected}. Turn an "
+        "iterator into a list first."
     )
 
 
@@ -130,7 +130,7 @@ def check_same_columns(values, columns, name, like="X"):
         raise ValueError(
             f"{name} has the columns {_shorten(found[at:])} from column {at} on, "
             f"expected {_shorten(expected[at:])}, those of {like} in the same order. "
-            f"Put them into that order: frame[list({like}.columns)]."
+            f"Put them into that order: {name}[list({like}.columns)]."
         )
 
 

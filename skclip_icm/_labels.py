@@ -21,6 +21,8 @@ def check_labels(labels, name, n):
             f"{name}.argmax(axis=1)."
         )
     labels = column_or_1d(labels, warn=True)
+    if labels.dtype == object:
+        _refuse_lists(labels, name, n)
     if len(labels) != n:
         raise ValueError(
             f"{name} has {len(labels)} entries, expected {n}: Found input variables "
@@ -71,6 +73,15 @@ def _as_array(labels, name, expected):
     return np.array(entries(labels, name, expected), dtype=object)
 
 
+def _refuse_lists(labels, name, n):
+    for row, label in enumerate(labels):
+        if isinstance(label, list | tuple | dict | set | np.ndarray):
+            raise ValueError(
+                f"{name} holds lists of labels, expected ({n},) labels, one for each "
+                f"row of X: {name}[{row}] is {label!r}."
+            )
+
+
 def _check_present(labels, name):
     if labels.dtype == object:
         missing = np.fromiter(map(is_missing, labels), bool, len(labels))
@@ -102,12 +113,6 @@ def _check_alike(labels, name):
     """Raise TypeError if objects cannot be told apart and sorted."""
     if labels.dtype != object:
         return labels
-    for row, label in enumerate(labels):
-        if isinstance(label, list | tuple | dict | set | np.ndarray):
-            raise ValueError(
-                f"{name} holds lists of labels, expected ({len(labels)},) labels: one "
-                f"for each row of X; {name}[{row}] is {label!r}."
-            )
     try:
         np.unique(labels)
     except TypeError as error:

@@ -312,8 +312,8 @@ def _warn_of_coinciding(names, rows):
         warnings.warn(
             "The model gives the same embedding to the prompts of "
             f"{'; of '.join(told[:_MAX_TOLD])}{more}: of these classes only one can "
-            "ever be predicted. It may not tell upper from lower case, or see only the "
-            "beginning of long texts: give class_names that differ in words.",
+            "ever be predicted. It may not know these words, not tell upper from lower "
+            "case, or see only the beginning of long texts: give class_names that differ in words.",
             UserWarning,
             stacklevel=4,
         )

@@ -154,7 +154,7 @@ def _check_given(pairs, like, columns=None):
             "0 and 1, both excluded. For these pairs alone, give pairs=(U, V)."
         )
     for name, side in zip("UV", pairs, strict=False):
-        check_same_columns(side, columns, f"{name} in pairs=(U, V)")
+        check_same_columns(side, columns, name)
     sides = [as_floats(side, like) for side in pairs[:2]]
     for name, side in zip("UV", sides, strict=True):
         if len(side.shape) != 2 or side.shape[1] != like.shape[1] or not side.shape[0]:

@@ -74,8 +74,9 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     counterparts = [] if X_do is None else X_do if several else [X_do]
     counterparts = [_as_rows(rows) for rows in counterparts]
     names = [f"X_do[{k}]" if several else "X_do" for k in range(len(counterparts))]
-    labels = _used_labels(icm, y, domains, len(X))
-    for name, rows in zip(names, counterparts, strict=True):
+    labels = _check_used(icm, len(X), y=y, domains=domains)
+    unused = [] if y is None or "y" in labels else [("y", y)]
+    for name, rows in [*zip(names, counterparts, strict=True), *unused]:
         if len(rows) != len(X):
             raise ValueError(
                 f"{name} has {len(rows)} rows, expected {len(X)}: one for each row of "
@@ -156,12 +157,10 @@ def transform_files(X, icm, folder):
     return EmbeddingFiles(targets)
 
 
-def _used_labels(icm, y, domains, n):
+def _check_used(icm, n, **labels):
     """Check labels as a whole, since errors of a chunk would count its rows only."""
-    used = {"domains": domains}
-    if icm.pairs in ("class", "domain"):
-        used["y"] = y
-    return {k: check_labels(v, k, n) for k, v in used.items() if v is not None}
+    used = ("y", "domains") if icm.pairs in ("class", "domain") else ("domains",)
+    return {k: check_labels(labels[k], k, n) for k in used if labels[k] is not None}
 
 
 def _as_rows(X):
