@@ -64,7 +64,9 @@ def as_python(label):
 def _as_array(labels, name, expected):
     refuse_tables(labels, name, expected)
     if np.ma.isMaskedArray(labels):
-        return np.ma.filled(labels.astype(object), None)
+        values = np.ma.getdata(labels).astype(object)
+        values[np.ma.getmaskarray(labels)] = None
+        return values
     if hasattr(labels, "__array__") or hasattr(labels, "__array_namespace__"):
         labels = to_numpy(labels)
         # numpy's own strings of any length may have a value for missing ones.

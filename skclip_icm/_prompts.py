@@ -47,16 +47,16 @@ def name_classes(class_names, y):
 
 def _synonyms(class_names):
     """Return the names of each class as a list."""
-    class_names = entries(class_names, "class_names", "a list of strings")
-    several = [_is_several(entry) for entry in class_names]
-    check_texts(
-        [next(iter(e)) if s else e for s, e in zip(several, class_names, strict=True)],
-        "class_names",
-    )
-    return [
-        check_texts(entry, f"class_names[{i}]") if some else [entry]
-        for i, (some, entry) in enumerate(zip(several, class_names, strict=True))
+    classes = [
+        entries(entry, f"class_names[{i}]", "strings")
+        if _is_several(entry)
+        else [entry]
+        for i, entry in enumerate(
+            entries(class_names, "class_names", "a list of strings")
+        )
     ]
+    check_texts([names[0] for names in classes], "class_names")
+    return [check_texts(its, f"class_names[{i}]") for i, its in enumerate(classes)]
 
 
 def _is_several(entry):

@@ -11,7 +11,7 @@ from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skclip_icm._containers import refuse_tables
+from skclip_icm._containers import check_same_columns, column_names, refuse_tables
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._encoding.stores import open_cache
 from skclip_icm._estimators import HasMethods, VersionedEstimator
@@ -160,6 +160,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         _warn_of_coinciding(names, self.text_embeddings_)
         self.n_features_in_ = self.text_embeddings_.shape[1]
         self.logit_scale_ = self.featurizer_._encoder().logit_scale
+        self._columns = column_names(X) if _holds_embeddings(X) else None
         with tell_callbacks(self, X):
             self.icm_ = self._fit_icm(X)
         self.shift_ = np.zeros(self.n_features_in_, dtype=np.float32)
@@ -276,7 +277,12 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
 
     def _embed(self, X, encode):
         """Embeddings of `X`, as a plain array or with their counterparts."""
-        Z = X if _holds_embeddings(X) else encode(X)
+        Z = X
+        if _holds_embeddings(X):
+            columns = getattr(self, "_columns", None)
+            check_same_columns(X, columns, "X", "the X that was fitted")
+        else:
+            Z = encode(X)
         paired = find_paired(Z)
         if hasattr(Z, "columns"):
             Z = np.asarray(Z)
@@ -313,7 +319,8 @@ def _warn_of_coinciding(names, rows):
             "The model gives the same embedding to the prompts of "
             f"{'; of '.join(told[:_MAX_TOLD])}{more}: of these classes only one can "
             "ever be predicted. It may not know these words, not tell upper from lower "
-            "case, or see only the beginning of long texts: give class_names that differ in words.",
+            "case, or see only the beginning of long texts: give class_names that "
+            "differ in other words.",
             UserWarning,
             stacklevel=4,
         )

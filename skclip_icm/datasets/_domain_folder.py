@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
+from skclip_icm._containers import entries
 from skclip_icm._images.reading import local_path
 
 # Every format of `decoding.FORMATS`, also those that an older Pillow cannot
@@ -297,7 +298,7 @@ def _select(wanted, found, parameter, root):
             f"{parameter} is the string {wanted!r}, expected a list of names. Write "
             f"{parameter}=[{wanted!r}]."
         )
-    wanted = [str(name) for name in wanted]
+    wanted = [str(name) for name in entries(wanted, parameter, "a list of names")]
     if not wanted:
         raise ValueError(
             f"{parameter} is empty, expected names among {_listing(found)}, or None "
