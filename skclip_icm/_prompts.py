@@ -47,13 +47,10 @@ def name_classes(class_names, y):
 
 def _synonyms(class_names):
     """Return the names of each class as a list."""
+    classes = entries(class_names, "class_names", "a list of strings")
     classes = [
-        entries(entry, f"class_names[{i}]", "strings")
-        if _is_several(entry)
-        else [entry]
-        for i, entry in enumerate(
-            entries(class_names, "class_names", "a list of strings")
-        )
+        entries(c, f"class_names[{i}]", "strings") if _is_several(c) else [c]
+        for i, c in enumerate(classes)
     ]
     check_texts([names[0] for names in classes], "class_names")
     return [check_texts(its, f"class_names[{i}]") for i, its in enumerate(classes)]

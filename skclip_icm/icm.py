@@ -191,7 +191,8 @@ class ICMTransformer(
         ------
         ValueError
             If there are no pairs of the kind asked for, `X_do` or `domains` are not
-            used, shapes do not fit, or a value is not finite or missing.
+            used, shapes or names of columns do not fit, or a value is not finite or
+            missing.
         """
         with tell_callbacks(self, X):
             after = copy.copy(self)  # takes this one's place when all has gone well

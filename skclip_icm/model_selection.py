@@ -151,7 +151,8 @@ def invariant_search(
     Returns
     -------
     search : sklearn.model_selection.GridSearchCV
-        The search, not yet fitted.
+        The search, not yet fitted. Its `fit` refuses class labels that are missing, and
+        names the row.
 
     Raises
     ------

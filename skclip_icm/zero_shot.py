@@ -310,8 +310,9 @@ def _warn_of_coinciding(names, rows):
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         cosines = rows[start : start + _ROWS_AT_ONCE] @ rows[start:].T
         pairs = np.argwhere(np.triu(cosines > 1 - _SAME, 1)) + start
+        pairs = pairs[: _MAX_TOLD + 1]
         told += [f"{names[i][0]!a} and {names[j][0]!a}" for i, j in pairs]
-        if len(told) >= _MAX_TOLD:
+        if len(told) > _MAX_TOLD:
             break
     if told:
         more = ", and so on" if len(told) > _MAX_TOLD else ""

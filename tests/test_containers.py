@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 from skclip_icm import (
@@ -113,7 +114,7 @@ def test_labels_are_taken_by_position(put):
     assert_allclose(found, expected)
     in_files = fit_files(rows, icm, y=put(y), domains=put(domains))
     assert_allclose(in_files.eigenvalues_, icm.eigenvalues_)
-    in_parts = icm.partial_fit(rows, put(y), domains=put(domains))
+    in_parts = clone(icm).partial_fit(rows, put(y), domains=put(domains))
     assert_allclose(in_parts.eigenvalues_, in_files.eigenvalues_)
     model = LogisticRegression().fit(rows, y)
     scores = report(model, rows, y, domains).scores

@@ -67,10 +67,10 @@ def captions(contents, by="templates", *, n_interventions=1, random_state=0):
     ----------
     contents : sequence of str, length n
         Names of classes or concepts, or whole captions.
-    by : {"templates", "lexicon"}, list, dict or callable, default="templates"
+    by : {"templates", "lexicon"}, sequence, dict or callable, default="templates"
         How a caption is edited.
 
-        - "templates" or a list of at least two templates such as ``"a sketch of a
+        - "templates" or a sequence of at least two templates such as ``"a sketch of a
           {}."``: the content is put into two templates drawn at random. "templates"
           is `TEMPLATES`.
         - "lexicon" or a dict of groups, each a list of at least two words or phrases:

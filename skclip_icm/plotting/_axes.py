@@ -1,6 +1,7 @@
 """Axes and colours that the displays have in common."""
 
 import re
+from collections import Counter
 
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
@@ -65,10 +66,10 @@ def check_names(labels, names, parameter):
 def _distinct(names, parameter):
     names = entries(names, parameter, "a list of names")
     names = [str(name) for name in check_labels(names, parameter, len(names))]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
+    [(name, times)] = Counter(names).most_common(1) or [("", 0)]
+    if times > 1:
         raise ValueError(
-            f"{parameter} holds {twice[0]!r} more than once, so that different labels "
+            f"{parameter} holds {name!r} more than once, so that different labels "
             "would be shown as one. Give each label a name of its own."
         )
     return np.array(names)
