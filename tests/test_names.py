@@ -177,6 +177,15 @@ def test_displays(rows, tmp_path):
     plt.close("all")
 
 
+def test_long_names_stay_different_in_a_legend(rows):
+    Z, y, _ = rows
+    names = [f"photographs of {i} in the garden" for i in range(2)]
+    y = [names[label == NAMES[0]] for label in y]
+    mapped = InvarianceMapDisplay.from_estimator(model_of(Z, y), Z, y)
+    assert shown(mapped.axes_[0, 1].get_legend().get_texts()) == names
+    plt.close("all")
+
+
 @pytest.mark.filterwarnings("ignore:The model gives")
 def test_zero_shot_and_captions(data):
     images = data.images[:3]

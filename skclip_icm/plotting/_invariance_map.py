@@ -211,8 +211,10 @@ def _groups(labels):
         largest = np.argsort(-counts, kind="stable")[: len(_COLORS) - 1]
         shown = values[np.sort(largest)]
     groups = [
-        (_entry(value), labels == value, {"color": color, "marker": marker})
-        for value, color, marker in zip(shown, _COLORS, _MARKERS, strict=False)
+        (entry, labels == value, {"color": color, "marker": marker})
+        for entry, value, color, marker in zip(
+            _entries(shown), shown, _COLORS, _MARKERS, strict=False
+        )
     ]
     rest = ~np.isin(labels, shown)
     if rest.any():
@@ -222,10 +224,12 @@ def _groups(labels):
     return groups
 
 
-def _entry(value):
-    # A long name would leave no room for the panels.
-    name = str(value)
-    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+def _entries(values):
+    """Return names to show: a long one would leave no room for the panels."""
+    names = [str(value) for value in values]
+    short = [n if len(n) <= 24 else f"{n[:14]}…{n[-9:]}" for n in names]
+    # Unless another one is then shown alike.
+    return [s if short.count(s) == 1 else n for n, s in zip(names, short, strict=True)]
 
 
 def _scatter(panel, points, groups):
