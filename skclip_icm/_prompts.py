@@ -6,8 +6,9 @@ import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples
 
-from skclip_icm._projection.groups import as_python, check_labels
-from skclip_icm.interventions._captions import check_templates, check_texts, fill
+from skclip_icm._containers import check_texts, entries
+from skclip_icm._labels import as_python, check_labels
+from skclip_icm.interventions._captions import check_templates, fill
 
 
 def name_classes(class_names, y):
@@ -24,11 +25,12 @@ def name_classes(class_names, y):
         labels = np.unique(y)
         return labels, [[str(label)] for label in labels]
     if isinstance(class_names, Mapping):
-        names = _synonyms(class_names.values())
-        labels = np.array(list(class_names))
+        names = _synonyms(list(class_names.values()))
+        labels = check_labels(list(class_names), "class_names", len(names))
     else:
         names = _synonyms(class_names)
-        labels = np.array([synonyms[0] for synonyms in names])
+        firsts = [synonyms[0] for synonyms in names]
+        labels = check_labels(firsts, "class_names", len(names))
         if y is not None and y.dtype.kind in "biuf":
             labels = np.arange(len(names))
     _check_distinct(names)
@@ -45,17 +47,19 @@ def name_classes(class_names, y):
 
 def _synonyms(class_names):
     """Return the names of each class as a list."""
-    if isinstance(class_names, str):
-        check_texts(class_names, "class_names")  # which raises
-    several = [isinstance(entry, list | tuple) and entry for entry in class_names]
-    check_texts(
-        [s[0] if s else e for s, e in zip(several, class_names, strict=True)],
-        "class_names",
-    )
-    return [
-        check_texts(some, f"class_names[{i}]") if some else [entry]
-        for i, (some, entry) in enumerate(zip(several, class_names, strict=True))
+    classes = entries(class_names, "class_names", "a list of strings")
+    classes = [
+        entries(c, f"class_names[{i}]", "strings") if _is_several(c) else [c]
+        for i, c in enumerate(classes)
     ]
+    check_texts([names[0] for names in classes], "class_names")
+    return [check_texts(its, f"class_names[{i}]") for i, its in enumerate(classes)]
+
+
+def _is_several(entry):
+    if isinstance(entry, str | bytes) or not hasattr(entry, "__len__"):
+        return False
+    return len(entry) > 0
 
 
 def _check_distinct(classes):

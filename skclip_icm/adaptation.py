@@ -4,6 +4,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+from skclip_icm._containers import check_same_columns, column_names
 from skclip_icm._estimators import describe, find_step, is_featurizer
 from skclip_icm._projection.arrays import moved_mean, to_numpy
 
@@ -109,6 +110,7 @@ def _centred(estimator, X, X_train, options):
 
 def _shift(Z, Z_train, options):
     """Return a fitted step that takes off what lies between two means."""
+    check_same_columns(Z, column_names(Z_train), "X", "X_train")
     shift = StandardScaler(with_std=False).fit(Z_train)
     if hasattr(Z, "columns"):
         shift.set_output(transform=type(Z).__module__.partition(".")[0])

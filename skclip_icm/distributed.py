@@ -16,6 +16,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import clone
 
+from skclip_icm._batches import check_columns, count_rows, floats, located
 from skclip_icm._projection.groups import Groups, group_rows
 from skclip_icm._projection.merging import check_mergeable
 
@@ -120,7 +121,7 @@ def embed(
         )
     names = dataset.columns(fetch_if_missing=False)
     if names is not None:
-        _check_columns(names, [column], added)
+        check_columns(names, [column], added)
     size = _pool_size(concurrency, num_cpus)
     return dataset.map_batches(
         _Embedder,
@@ -201,7 +202,7 @@ def fit_icm(
     columns = {part: name for part, name in columns.items() if name is not None}
     names = dataset.columns(fetch_if_missing=False)
     if names is not None:
-        _check_columns(names, columns.values())
+        check_columns(names, columns.values())
         dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
     groups = _count_groups(dataset, icm, columns)
     summarise = partial(_summarise, icm=clone(icm), columns=columns, groups=groups)
@@ -232,12 +233,12 @@ class _Embedder:
 
     def __call__(self, batch):
         added = [name for name in (self._output, self._counterparts) if name]
-        _check_columns(batch, [self._column], added)
+        check_columns(batch, [self._column], added)
         images = batch[self._column]
         try:
             return {**batch, **self._embed(images)}
         except (TypeError, ValueError) as error:
-            error.add_note(f"In a batch of {len(images)}, column {self._column!r}.")
+            located(error, batch, [self._column])
             raise
 
     def _embed(self, images):
@@ -271,12 +272,12 @@ def _count_groups(dataset, icm, columns):
 def _count_labels(batch, icm, labels):
     result = np.empty(1, dtype=object)
     try:
-        values = [batch[labels[n]] if n in labels else None for n in ("y", "domains")]
-        n, by_domain = len(next(iter(batch.values()))), icm.center == "domain"
+        values = [batch[labels[k]] if k in labels else None for k in ("y", "domains")]
+        n, by_domain = count_rows(batch), icm.center == "domain"
         keys, codes = group_rows(icm.pairs, n, *values, by_domain=by_domain)
         result[0] = dict(zip(keys, np.bincount(codes).tolist(), strict=True))
     except (TypeError, ValueError) as error:
-        result[0] = error
+        result[0] = located(error, batch, labels.values())
     return {"sizes": result}
 
 
@@ -297,41 +298,15 @@ def _summarise(batch, icm, columns, groups):
     """
     icm, result = clone(icm), np.empty(1, dtype=object)
     try:
-        _check_columns(batch, columns.values())
+        check_columns(batch, columns.values())
         parts = {part: batch[name] for part, name in columns.items()}
         for part in {"X", "X_do"} & parts.keys():
-            parts[part] = _floats(parts[part], columns[part])
+            parts[part] = floats(parts[part], columns[part])
         icm._add_rows(**parts, groups=groups)
         result[0] = icm
     except (TypeError, ValueError) as error:
-        result[0] = error
+        result[0] = located(error, batch, columns.values())
     return {"sums": result}
-
-
-def _floats(values, name):
-    """The rows of a column as one array of floats, without NaN and infinity."""
-    try:
-        if values.dtype == object:  # lists, of equal length if all is well
-            values = np.stack([np.asarray(row) for row in values])
-    except ValueError as error:
-        raise ValueError(
-            f"Column {name!r} holds arrays of different shapes: embed all rows with "
-            "one model."
-        ) from error
-    if values.dtype.kind != "f" or values.ndim not in (2, 3):
-        raise TypeError(
-            f"Column {name!r} holds {values.dtype} of shape {values.shape[1:]} in each "
-            "row, expected the floats of an embedding, of shape (d,)."
-        )
-    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"Column {name!r} holds NaN or infinity in {bad.sum()} of a batch of "
-            f"{len(bad)} rows. Images that could not be read have NaN: drop such rows, "
-            f"for instance by dataset.filter(lambda row: np.isfinite(row[{name!r}])."
-            "all())."
-        )
-    return values
 
 
 def _ray_data(dataset):
@@ -380,17 +355,3 @@ def _check_featurizer(featurizer, counterparts):
             f"random_state is {featurizer.random_state!r}: set an int, or counterparts "
             "would depend on which actor computes them."
         )
-
-
-def _check_columns(names, needed, added=()):
-    for name in needed:
-        if name not in names:
-            raise ValueError(
-                f"There is no column {name!r} in the dataset; it has {list(names)}."
-            )
-    for name in added:
-        if name in names:
-            raise ValueError(
-                f"The dataset has a column {name!r} already: choose another name for "
-                "output or counterparts, or drop it first."
-            )

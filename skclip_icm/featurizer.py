@@ -294,7 +294,7 @@ class CLIPFeaturizer(
 
         Parameters
         ----------
-        texts : list of str
+        texts : sequence of str
             Texts; the model cuts them at its context length.
 
         Returns

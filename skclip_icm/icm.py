@@ -191,7 +191,8 @@ class ICMTransformer(
         ------
         ValueError
             If there are no pairs of the kind asked for, `X_do` or `domains` are not
-            used, shapes do not fit, or a value is not finite or missing.
+            used, shapes or names of columns do not fit, or a value is not finite or
+            missing.
         """
         with tell_callbacks(self, X):
             after = copy.copy(self)  # takes this one's place when all has gone well
@@ -374,8 +375,9 @@ class ICMTransformer(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
                 "features of X. Give at most that many."
             )
+        columns = getattr(self, "feature_names_in_", None)
         source = find_source(
-            self.pairs, self.center, X, paired, unpaired, y, X_do, domains
+            self.pairs, self.center, X, paired, unpaired, y, X_do, domains, columns
         )
         self._kind = source.kind
         return X, source

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_regressor
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import check_scoring
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 
@@ -20,6 +20,7 @@ from skclip_icm._estimators import (
     validate_parameter_constraints,
     validate_params,
 )
+from skclip_icm._search import InvariantSearch
 from skclip_icm.interventions import resolve_interventions
 from skclip_icm.interventions._intervene import parts_of
 from skclip_icm.pairs import find_paired
@@ -150,7 +151,8 @@ def invariant_search(
     Returns
     -------
     search : sklearn.model_selection.GridSearchCV
-        The search, not yet fitted.
+        The search, not yet fitted. Its `fit` refuses class labels that are missing, and
+        names the row.
 
     Raises
     ------
@@ -189,7 +191,7 @@ def invariant_search(
     search_params.setdefault("error_score", "raise")
     folds = KFold if is_regressor(estimator) else StratifiedKFold
     search_params.setdefault("cv", folds(5, shuffle=True, random_state=0))
-    return GridSearchCV(estimator, param_grid, scoring=scorer, **search_params)
+    return InvariantSearch(estimator, param_grid, scoring=scorer, **search_params)
 
 
 def _ready_grid(estimator):

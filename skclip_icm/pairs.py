@@ -4,6 +4,12 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from sklearn.utils._set_output import _wrap_data_with_container
 
+from skclip_icm._containers import (
+    EMBEDDINGS,
+    check_same_columns,
+    column_names,
+    refuse_tables,
+)
 from skclip_icm._locks import Lock
 from skclip_icm._projection.arrays import floats
 from skclip_icm._projection.differences import as_floats, check_counterparts
@@ -66,6 +72,7 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
     ndim = 2
 
     def __init__(self, embeddings, counterparts):
+        refuse_tables(embeddings, "embeddings", EMBEDDINGS)
         Z = as_floats(np.asarray(embeddings))
         if Z.ndim != 2:
             raise ValueError(
@@ -73,6 +80,8 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
                 "image, also where there is one image."
             )
         if not isinstance(counterparts, LazyCounterparts):
+            columns = column_names(embeddings)
+            check_same_columns(counterparts, columns, "counterparts", "embeddings")
             counterparts = as_floats(np.asarray(counterparts))
             counterparts = check_counterparts(counterparts, Z, "counterparts")
         self._attach(Z, counterparts, slice(None))
@@ -357,6 +366,7 @@ def why_unpaired(X):
 
 def embedding_dtypes(X):
     """Return the dtypes that embeddings may keep, or raise if `X` holds images."""
+    refuse_tables(X, "X", EMBEDDINGS)
     if getattr(X, "ndim", 0) != 2 or hasattr(X, "columns"):
         # Not at the top: embeddings alone need no Pillow.
         from skclip_icm._images.inputs import holds_images

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,11 +11,17 @@ from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skclip_icm._containers import check_same_columns, column_names, refuse_tables
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._encoding.stores import open_cache
 from skclip_icm._estimators import HasMethods, VersionedEstimator
 from skclip_icm._prompts import name_classes, prompts_of
 from skclip_icm.pairs import find_paired
+
+_ROWS_AT_ONCE = 1024
+_MAX_TOLD = 5
+# One text in batches of different sizes, in bfloat16, is about that far from itself.
+_SAME = 1e-5
 
 
 class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimator):
@@ -37,12 +44,12 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
     icm : ICMTransformer or None, default=None
         How to learn :math:`A`: from the images' counterparts, or from pairs of
         captions given as its `pairs`. None leaves the embeddings as they are.
-    class_names : list of str, dict or None, default=None
+    class_names : sequence of str, dict or None, default=None
         Names for the prompts. A list names labels that are integers from 0, or the
         labels are these names. A dict maps each label to its name. None: the labels
         in `y` are the names. A list of names in place of one are several names of
         one class, of which the first may be the label.
-    templates : str, list of str or dict, default="a photo of a {}."
+    templates : str, sequence of str or dict, default="a photo of a {}."
         Prompts with a slot for the name. A dict maps each label to the prompts of its
         class, one or a list, with or without a slot. The embedding of a class is the
         normalised mean of the normalised embeddings of its prompts, one for each name
@@ -105,7 +112,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         "featurizer": [HasMethods(["fit_transform", "transform", "encode_text"])],
         "icm": [HasMethods(["fit", "project"]), None],
         "class_names": ["array-like", Mapping, None],
-        "templates": [str, list, tuple, Mapping],
+        "templates": [str, "array-like", Mapping],
     }
 
     def __init__(
@@ -138,6 +145,11 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         ValueError
             If the classes have no names, `y` holds a label that `class_names` does not
             name, a template has no slot, or `icm` finds no counterparts.
+
+        Warns
+        -----
+        UserWarning
+            If the model sees no difference between the prompts of two classes.
         """
         if y is not None:
             check_consistent_length(X, y)
@@ -145,8 +157,10 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         prompts = prompts_of(self.classes_, names, self.templates)
         self.featurizer_ = clone(self.featurizer)
         self.text_embeddings_ = _class_embeddings(self.featurizer_, prompts)
+        _warn_of_coinciding(names, self.text_embeddings_)
         self.n_features_in_ = self.text_embeddings_.shape[1]
         self.logit_scale_ = self.featurizer_._encoder().logit_scale
+        self._columns = column_names(X) if _holds_embeddings(X) else None
         with tell_callbacks(self, X):
             self.icm_ = self._fit_icm(X)
         self.shift_ = np.zeros(self.n_features_in_, dtype=np.float32)
@@ -263,15 +277,21 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
 
     def _embed(self, X, encode):
         """Embeddings of `X`, as a plain array or with their counterparts."""
-        Z = X if _holds_embeddings(X) else encode(X)
+        Z = X
+        if _holds_embeddings(X):
+            columns = getattr(self, "_columns", None)
+            check_same_columns(X, columns, "X", "the X that was fitted")
+        else:
+            Z = encode(X)
         paired = find_paired(Z)
         if hasattr(Z, "columns"):
-            Z = Z.to_numpy()
+            Z = np.asarray(Z)
         Z = validate_data(self, Z, dtype=[np.float64, np.float32], reset=False)
         return Z if paired is None else paired
 
 
 def _holds_embeddings(X):
+    refuse_tables(X, "X", "images or embeddings")
     if hasattr(X, "columns"):
         return X.shape[1] > 1  # a frame of images has one column
     kind = getattr(getattr(X, "dtype", None), "kind", "")
@@ -284,13 +304,36 @@ def _class_embeddings(featurizer, prompts):
     return _unit(np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])]))
 
 
+def _warn_of_coinciding(names, rows):
+    """Warn of classes of which the first is predicted always, the others never."""
+    told = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        cosines = rows[start : start + _ROWS_AT_ONCE] @ rows[start:].T
+        pairs = np.argwhere(np.triu(cosines > 1 - _SAME, 1)) + start
+        pairs = pairs[: _MAX_TOLD + 1]
+        told += [f"{names[i][0]!a} and {names[j][0]!a}" for i, j in pairs]
+        if len(told) > _MAX_TOLD:
+            break
+    if told:
+        more = ", and so on" if len(told) > _MAX_TOLD else ""
+        warnings.warn(
+            "The model gives the same embedding to the prompts of "
+            f"{'; of '.join(told[:_MAX_TOLD])}{more}: of these classes only one can "
+            "ever be predicted. It may not know these words, not tell upper from lower "
+            "case, or see only the beginning of long texts: give class_names that "
+            "differ in other words.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _encode_prompts(featurizer, prompts):
     """Unit embeddings of texts, each encoded once for any number of fits."""
     fingerprint = featurizer._encoder().fingerprint
     store = open_cache(featurizer.cache)
     keys = [
-        hashlib.sha256(f"{fingerprint}\0text\0{prompt}".encode()).digest()
-        for prompt in prompts
+        hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        for key in (f"{fingerprint}\0text\0{prompt}" for prompt in prompts)
     ]
     rows = store.get_many(keys)
     missing = [i for i, row in enumerate(rows) if row is None]

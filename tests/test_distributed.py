@@ -257,6 +257,21 @@ def test_rows_of_nan_are_refused(ray, rows):
     assert fitted.n_samples_seen_ == 598
 
 
+@pytest.mark.parametrize("name", ["y", "domains"])
+def test_a_missing_label_is_refused(ray, rows, name):
+    pa = pytest.importorskip("pyarrow")
+    pairs = {"y": "class", "domains": "interventional"}[name]
+    icm = ICMTransformer(pairs=pairs, center="domain" if name == "domains" else True)
+    counterparts = {"domains": "do"}.get(name)
+    for labels in (["a", "b"], [1, 0]):
+        table = {key: rows["embedding"][:6].tolist() for key in ("embedding", "do")}
+        table["label"] = pa.array([*labels, None, *labels, labels[0]])
+        dataset = ray.data.from_arrow(pa.table(table))
+        with pytest.raises(ValueError, match=rf"{name}\[2\] is .*missing") as raised:
+            fit_icm(dataset, icm, counterparts=counterparts, **{name: "label"})
+        assert re.search("In a batch of 6, column .*'label'", raised.value.__notes__[0])
+
+
 def test_nothing_to_learn_from(ray, rows):
     dataset = dataset_of(ray, rows)
     with pytest.raises(ValueError, match="dataset has no rows"):

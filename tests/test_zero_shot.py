@@ -184,6 +184,7 @@ def test_predictions_are_coded_as_y(known, classifier, class_names, code):
     assert_array_equal(classifier.classes_[best], labels)
 
 
+@pytest.mark.filterwarnings("ignore:The model gives the same")
 @pytest.mark.filterwarnings("ignore:The number of unique classes")
 @pytest.mark.parametrize(
     ("y", "n_names"),
@@ -282,6 +283,7 @@ def test_templates_by_class(known, classifier):
         classifier.set_params(templates={0: [], 1: "b", 2: "c"}).fit(images, y)
 
 
+@pytest.mark.filterwarnings("ignore:The model gives the same")
 def test_each_text_is_encoded_once(known, classifier):
     images, y = known
     cross_val_score(classifier, images, y, cv=2, error_score="raise")
@@ -311,6 +313,7 @@ def test_grid_search(known, classifier, scoring, precomputed):
     assert choice.best_params_["icm"] is not None
 
 
+@pytest.mark.filterwarnings("ignore:The model gives the same")
 def test_on_photographs(elpv):
     images, y = elpv.images[::4], elpv.target[::4]
     names = ["intact solar cell", "broken solar cell"]

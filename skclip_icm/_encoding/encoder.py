@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from skclip_icm._containers import check_texts, printable
 from skclip_icm._encoding import openvino_tower
 from skclip_icm._encoding.folding import fold_batch_norm
 from skclip_icm._encoding.options import (
     check_backend,
     check_dtype,
-    check_texts,
     find_device,
     has_native_bfloat16,
     suits_openvino,
@@ -309,13 +309,14 @@ class Encoder:
         Raises
         ------
         ValueError
-            If there are no texts.
+            If there are no texts, or one is blank.
         TypeError
             If `texts` is one string, or an entry is not a string.
         WeightsNotFoundError
             If the tokenizer's files are not found.
         """
-        check_texts(texts)
+        # Names of files may hold what no tokenizer reads.
+        texts = list(map(printable, check_texts(texts, "texts")))
         with _lock:
             if self._tokenize is None:
                 self._tokenize = create_tokenizer(self._source)
@@ -327,7 +328,7 @@ class Encoder:
         parts = []
         with torch.inference_mode():
             for start in range(0, len(texts), _MAX_TEXTS):
-                tokens = self._tokenize(list(texts[start : start + _MAX_TEXTS]))
+                tokens = self._tokenize(texts[start : start + _MAX_TEXTS])
                 features = self._model.encode_text(
                     tokens.to(self.device), normalize=False
                 )

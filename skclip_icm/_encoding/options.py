@@ -83,17 +83,3 @@ def has_native_bfloat16(device):
         names = ("avx512_bf16", "amx_bf16", "bf16")
         return any(capabilities.get(name, False) for name in names)
     return False
-
-
-def check_texts(texts):
-    """Raise ValueError or TypeError if they are not some strings."""
-    if isinstance(texts, str):
-        raise TypeError(f"texts is the string {texts!r}, expected a list of strings.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"texts[{index}] is {text!r} of type {type(text).__name__}, expected a "
-                "string."
-            )
-    if not len(texts):
-        raise ValueError("texts is empty, expected at least one string.")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from skclip_icm._containers import entries, is_missing, only_column
 from skclip_icm._images.reading import (
     LIST_FOLDER,
     MAX_BYTES,
@@ -95,24 +96,10 @@ def as_items(X):
         items = _array_items(X)
     elif _is_torch(X):
         items = _tensor_items(X)
-    elif hasattr(X, "column_names"):
-        raise TypeError(
-            f"X is a table of the columns {list(X.column_names)}, expected "
-            f"{_EXPECTED}. Select the column of images: X['name']."
-        )
-    elif hasattr(X, "columns"):
-        items = list(_only_column(X))
     elif _is_column(X):
         items = _Column(X)
-    elif isinstance(X, Sequence) or hasattr(X, "to_list"):
-        items = list(X)
-    elif hasattr(X, "to_pylist"):  # of Arrow
-        items = X.to_pylist()
     else:
-        raise TypeError(
-            f"X is a {type(X).__name__}, expected {_EXPECTED}. Turn an iterator into "
-            "a list first."
-        )
+        items = entries(X, "X", _EXPECTED)
     if len(items) == 0:
         raise ValueError(f"X holds no images, expected {_EXPECTED}, with n >= 1.")
     if isinstance(items, list):
@@ -124,10 +111,10 @@ def as_items(X):
 def holds_images(X):
     """Say whether `X` is a container of images rather than an array of numbers."""
     if hasattr(X, "columns"):
-        X = _only_column(X) if X.shape[1] == 1 else ()
+        X = only_column(X, "X", _EXPECTED) if X.shape[1] == 1 else ()
     if getattr(X, "ndim", 1) != 1:
         return X.ndim == 4
-    if _is_column(X) or hasattr(X, "column_names"):
+    if _is_column(X):
         return True
     if not (isinstance(X, Sequence | np.ndarray) or hasattr(X, "to_list")):
         return False
@@ -231,15 +218,6 @@ def _tensor_items(X):
     )
 
 
-def _only_column(frame):
-    if frame.shape[1] != 1:
-        raise ValueError(
-            f"X is a frame of {frame.shape[1]} columns, expected one column of paths, "
-            "bytes or images. Select it: X[['name']]."
-        )
-    return frame.iloc[:, 0] if hasattr(frame, "iloc") else frame[frame.columns[0]]
-
-
 def _is_column(X):
     """Whether `X` is a column of a `datasets.Dataset`, which decodes when indexed."""
     return hasattr(X, "source") and hasattr(X, "column_name") and hasattr(X, "__len__")
@@ -308,12 +286,7 @@ def _kind(item):
         return "array"
     if _is_torch(item):
         return "torch tensor"
-    name = type(item).__name__
-    if item is None or name in ("NAType", "NaTType"):
-        return None
-    if isinstance(item, float | np.floating) and np.isnan(item):
-        return None
-    return name
+    return None if is_missing(item) else type(item).__name__
 
 
 def _is_torch(item):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from skclip_icm._containers import check_same_columns
 from skclip_icm._projection.arrays import (
     chunk_rows,
     floats,
@@ -38,11 +39,12 @@ class Source(NamedTuple):
         return self._replace(codes=numbers[self.codes])
 
 
-def find_source(pairs, center, X, paired, unpaired, y, X_do, domains):
+def find_source(pairs, center, X, paired, unpaired, y, X_do, domains, columns=None):
     """Return the `Source` that an estimator's parameters ask for, checked.
 
     `X` is the array of embeddings, `paired` the same with its counterparts if it came
-    with any, `unpaired` what may have become of them if not. ValueError if what is
+    with any, `unpaired` what may have become of them if not, `columns` the names of its
+    columns. ValueError if what is
     needed is absent or does not fit, or what is given is not used.
     """
     if isinstance(pairs, list):
@@ -64,12 +66,13 @@ def find_source(pairs, center, X, paired, unpaired, y, X_do, domains):
             f"X_do is passed, but pairs={_shown(pairs)} does not use it: set "
             'pairs="interventional", or leave X_do out.'
         )
-    _check_given(pairs, X)
+    _check_given(pairs, X, columns)
     centred = domain_rows(X.shape[0], domains) if by_domain else None
     if kind == "given":
         return Source(kind, domains=centred)
     if kind == "interventional":
         if X_do is not None:
+            check_same_columns(X_do, columns, "X_do")
             values = check_counterparts(as_floats(X_do, X), X, "X_do")
             return Source(kind, values, "X_do", domains=centred)
         if paired is not None:
@@ -135,7 +138,7 @@ def given_pairs(pairs, like):
     return moved, weight
 
 
-def _check_given(pairs, like):
+def _check_given(pairs, like, columns=None):
     """Return both sides of given pairs and their weight, or raise ValueError."""
     if not isinstance(pairs, tuple):
         return None
@@ -150,6 +153,8 @@ def _check_given(pairs, like):
             f"weight in pairs=(U, V, weight) is {weight!r}, expected a number between "
             "0 and 1, both excluded. For these pairs alone, give pairs=(U, V)."
         )
+    for name, side in zip("UV", pairs, strict=False):
+        check_same_columns(side, columns, name)
     sides = [as_floats(side, like) for side in pairs[:2]]
     for name, side in zip("UV", sides, strict=True):
         if len(side.shape) != 2 or side.shape[1] != like.shape[1] or not side.shape[0]:

@@ -12,75 +12,23 @@ So a row counts with the weight of its group, whatever its partners are.
 """
 
 import numpy as np
-from sklearn.utils import column_or_1d
 
+from skclip_icm._labels import check_labels
 from skclip_icm._projection.arrays import (
     sums_by_group,
     take_rows,
-    to_numpy,
     to_wide,
     wide,
     zeros,
 )
 
 
-def check_labels(labels, name, n):
-    """Return labels of `n` rows as a numpy array, or raise an error that names them."""
-    try:
-        labels = to_numpy(labels)
-    except ValueError as error:  # a list of lists that differ in length
-        raise ValueError(
-            f"{name} holds lists of labels, expected ({n},) labels: one for each row "
-            f"of X ({error})."
-        ) from error
-    if labels.ndim != 1 and labels.shape[1:] != (1,):
-        raise ValueError(
-            f"{name} has shape {labels.shape}, expected ({n},): one label for each row "
-            f"of X. Give one column, such as {name}[:, 0], or of indicators of classes "
-            f"{name}.argmax(axis=1)."
-        )
-    labels = column_or_1d(labels, warn=True)
-    if labels.dtype == object and len({type(label) for label in labels}) == 1:
-        labels = np.array(labels.tolist())  # of a nullable or categorical column
-    if len(labels) != n:
-        raise ValueError(
-            f"{name} has {len(labels)} entries, expected {n}: Found input variables "
-            "with inconsistent numbers of samples. Give one label for each row of X."
-        )
-    if labels.dtype.kind in "OfcM" and any(missing := [_is_missing(v) for v in labels]):
-        row = missing.index(True)
-        label = as_python(labels[row])
-        raise ValueError(
-            f"{name}[{row}] is {label!r}: Input {name} contains NaN or "
-            "another missing label. Drop such rows from X, y and the others first."
-        )
-    if name == "y" and labels.dtype.kind == "f" and (labels % 1 != 0).any():
-        row = int(np.argmax(labels % 1 != 0))
-        raise ValueError(
-            f"Unknown label type: y[{row}] is {as_python(labels[row])!r}, expected "
-            "class labels; numbers with a fraction are for regression. Bin them, for "
-            "example by numpy.digitize."
-        )
-    return labels
-
-
-def as_python(label):
-    """Return a label as messages show it: 'a', not numpy.str_('a')."""
-    return label.item() if isinstance(label, np.generic) else label
-
-
 def group_keys(y, domains=None):
     """List the distinct labels of rows, and the number in that list of each row's."""
-    try:
-        classes, codes = np.unique(y, return_inverse=True)
-        if domains is None:
-            return [(label,) for label in classes.tolist()], codes
-        names, a = np.unique(domains, return_inverse=True)
-    except TypeError as error:
-        raise TypeError(
-            f"Labels of different types cannot be told apart ({error}). Give all of y, "
-            "and all of domains, as numbers or all as strings."
-        ) from error
+    classes, codes = np.unique(y, return_inverse=True)
+    if domains is None:
+        return [(label,) for label in classes.tolist()], codes
+    names, a = np.unique(domains, return_inverse=True)
     both, codes = np.unique(codes * len(names) + a, return_inverse=True)
     classes, names = classes.tolist(), names.tolist()
     return [(classes[b // len(names)], names[b % len(names)]) for b in both], codes
@@ -237,9 +185,3 @@ class GroupMeans:
         self.seen[at] += sizes
         weights = self.groups.weights[at] * before * sizes / (before + sizes)
         return delta * to_wide(np.sqrt(weights), means)[:, None]
-
-
-def _is_missing(label):
-    if label is None or type(label).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(label, float | np.floating | np.datetime64) and label != label

@@ -4,13 +4,15 @@ import difflib
 import fnmatch
 import os
 import re
+import unicodedata
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 from sklearn.utils import Bunch
 
+from skclip_icm._containers import entries
 from skclip_icm._images.reading import local_path
 
 # Every format of `decoding.FORMATS`, also those that an older Pillow cannot
@@ -87,7 +89,9 @@ def load_domain_folder(
     Warns
     -----
     UserWarning
-        If there are files beside the images that are not listed.
+        If there are files beside the images that are not listed, or names of domains
+        or classes differ by upper and lower case, the form of their Unicode, or blanks
+        around them only.
 
     Examples
     --------
@@ -129,6 +133,9 @@ def load_domain_folder(
     not_listed = dict(scan.others.most_common())
     if not_listed:
         warnings.warn(_tell_not_listed(root, not_listed), UserWarning, stacklevel=2)
+    for names, kind in (domain_names, "domains"), (target_names, "classes"):
+        for alike in _alike(names):
+            warnings.warn(_tell_alike(root, alike, kind), UserWarning, stacklevel=2)
     domain, target = np.indices(counts.shape).reshape(2, -1)
     rows = {
         "images": np.array(images, dtype=object),
@@ -165,7 +172,8 @@ def _as_frame(rows):
         raise ImportError(
             "as_frame=True makes a frame of pandas. Run: pip install pandas"
         ) from error
-    return pd.DataFrame(rows)
+    # As objects: pandas' strings must be Unicode, names of files need not be.
+    return pd.DataFrame({k: pd.Series(v, dtype=v.dtype) for k, v in rows.items()})
 
 
 def _tell_not_listed(root, counts):
@@ -176,6 +184,25 @@ def _tell_not_listed(root, counts):
         f"{found}. Convert those that are images, such as raw files of cameras, to PNG "
         "or TIFF; to skip others without this warning, name them in skip, such as "
         "skip=['*.txt']."
+    )
+
+
+def _alike(names):
+    """Return groups of names that look the same."""
+    groups = defaultdict(list)
+    for name in names:
+        folded = unicodedata.normalize("NFC", name).casefold()
+        groups[unicodedata.normalize("NFC", folded).strip()].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _tell_alike(root, names, kind):
+    # In ASCII, which shows how those differ that are printed alike.
+    return (
+        f"{root}: the folders {', '.join(map(ascii, names))} are different {kind}, "
+        "though their names differ by upper and lower case, the form of their Unicode, "
+        "or blanks around them only. If they mean the same, give their folders one "
+        "name."
     )
 
 
@@ -271,7 +298,7 @@ def _select(wanted, found, parameter, root):
             f"{parameter} is the string {wanted!r}, expected a list of names. Write "
             f"{parameter}=[{wanted!r}]."
         )
-    wanted = [str(name) for name in wanted]
+    wanted = [str(name) for name in entries(wanted, parameter, "a list of names")]
     if not wanted:
         raise ValueError(
             f"{parameter} is empty, expected names among {_listing(found)}, or None "

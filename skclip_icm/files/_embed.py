@@ -263,7 +263,8 @@ def _write_parquet(folder, part, rows, embeddings, items):
         lists = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[2])
         columns[_parquet_column(view)] = lists
     with replacing(folder / "metadata" / f"metadata_{part}.parquet") as path:
-        pq.write_table(pa.table(columns), path)
+        with open(path, "wb") as file:  # whose name need not be Unicode
+            pq.write_table(pa.table(columns), file)
 
 
 def _open(folder, file_format, n_parts, n_counterparts, failed):

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
-from skclip_icm._projection.arrays import to_numpy
+from skclip_icm._labels import check_labels
 from skclip_icm._projection.groups import count_groups
 from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
 from skclip_icm.files._replacing import replacing
@@ -74,9 +74,9 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     counterparts = [] if X_do is None else X_do if several else [X_do]
     counterparts = [_as_rows(rows) for rows in counterparts]
     names = [f"X_do[{k}]" if several else "X_do" for k in range(len(counterparts))]
-    labels = {"y": y, "domains": domains}
-    labels = {key: to_numpy(v) for key, v in labels.items() if v is not None}
-    for name, rows in [*zip(names, counterparts, strict=True), *labels.items()]:
+    labels = _check_used(icm, len(X), y=y, domains=domains)
+    unused = [] if y is None or "y" in labels else [("y", y)]
+    for name, rows in [*zip(names, counterparts, strict=True), *unused]:
         if len(rows) != len(X):
             raise ValueError(
                 f"{name} has {len(rows)} rows, expected {len(X)}: one for each row of "
@@ -155,6 +155,12 @@ def transform_files(X, icm, folder):
     for part, target in zip(X._parts, targets, strict=True):
         _write(target, part, X.column, icm)
     return EmbeddingFiles(targets)
+
+
+def _check_used(icm, n, **labels):
+    """Check labels as a whole, since errors of a chunk would count its rows only."""
+    used = ("y", "domains") if icm.pairs in ("class", "domain") else ("domains",)
+    return {k: check_labels(labels[k], k, n) for k in used if labels[k] is not None}
 
 
 def _as_rows(X):

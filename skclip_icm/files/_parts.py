@@ -4,6 +4,8 @@ Nothing in a file is ever unpickled. Files are read, not mapped: the pages of a 
 count as resident memory, so a process would seem to grow to the size of the file.
 """
 
+import os
+
 import numpy as np
 
 # Rows read at a time, to be copied into chunks of any size.
@@ -124,8 +126,10 @@ class ParquetPart:
                 f"Reading {self.path} needs pyarrow: pip install skclip-icm[parquet]."
             ) from error
         try:
+            # By its bytes, as a name need not be Unicode.
+            file = pa.OSFile(os.fsencode(self.path))
             # Without these two, whole row groups come into memory, gigabytes perhaps.
-            return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
+            return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
         except pa.ArrowInvalid as error:
             raise ValueError(
                 f"{self.path}: this is not a Parquet file ({error})."

@@ -11,6 +11,7 @@ from numbers import Integral
 
 import numpy as np
 
+from skclip_icm._containers import check_texts
 from skclip_icm._estimators import Interval, StrOptions, validate_params
 from skclip_icm.interventions._callables import call_reproducibly
 
@@ -53,7 +54,7 @@ LEXICON = {
 @validate_params(
     {
         "contents": "no_validation",
-        "by": [StrOptions({"templates", "lexicon"}), list, tuple, dict, callable],
+        "by": [StrOptions({"templates", "lexicon"}), "array-like", dict, callable],
         "n_interventions": [Interval(Integral, 1, None, closed="left")],
         "random_state": [Integral],
     },
@@ -66,10 +67,10 @@ def captions(contents, by="templates", *, n_interventions=1, random_state=0):
     ----------
     contents : sequence of str, length n
         Names of classes or concepts, or whole captions.
-    by : {"templates", "lexicon"}, list, dict or callable, default="templates"
+    by : {"templates", "lexicon"}, sequence, dict or callable, default="templates"
         How a caption is edited.
 
-        - "templates" or a list of at least two templates such as ``"a sketch of a
+        - "templates" or a sequence of at least two templates such as ``"a sketch of a
           {}."``: the content is put into two templates drawn at random. "templates"
           is `TEMPLATES`.
         - "lexicon" or a dict of groups, each a list of at least two words or phrases:
@@ -139,24 +140,6 @@ def captions(contents, by="templates", *, n_interventions=1, random_state=0):
     return list(originals), list(edited)
 
 
-def check_texts(texts, name):
-    """Return `texts` as a list of strings that are not blank, or raise an error."""
-    if isinstance(texts, str):
-        raise TypeError(f"{name} is the string {texts!r}, expected a list of strings.")
-    texts = list(texts)
-    if not texts:
-        raise ValueError(f"{name} is empty, expected at least one string.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"{name}[{index}] is {text!r} of type {type(text).__name__}, expected "
-                "a string."
-            )
-        if not text.strip():
-            raise ValueError(f"{name}[{index}] is blank, expected words.")
-    return texts
-
-
 def check_templates(templates, name):
     """Return `templates` as a list of strings with a slot, or raise an error."""
     templates = check_texts(templates, name)
@@ -179,14 +162,14 @@ def _pair_maker(by):
     """Return what turns a content, its name in errors and a seed into a pair."""
     if callable(by):
         return _by_callable(by)
-    if by == "templates" or isinstance(by, list | tuple):
-        return _by_templates(TEMPLATES if by == "templates" else by)
-    return _by_lexicon(LEXICON if by == "lexicon" else by)
+    if isinstance(by, str):
+        by = TEMPLATES if by == "templates" else LEXICON
+    return _by_lexicon(by) if isinstance(by, dict) else _by_templates(by)
 
 
 def _seed(random_state, content, draw):
-    text = f"{random_state} {draw} {content}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    text = f"{random_state} {draw} {content}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
 
 
 def _by_callable(function):
@@ -250,7 +233,7 @@ def _by_lexicon(groups):
 def _others_of_entries(groups):
     """For each entry in lower case, the entries that may stand in its place."""
     others = {}
-    for group in check_texts(groups, "by"):
+    for group in check_texts(list(groups), "by"):
         entries = check_texts(groups[group], f"by[{group!r}]")
         if len({entry.casefold() for entry in entries}) < 2:
             raise ValueError(

@@ -1,20 +1,19 @@
 """Axes and colours that the displays have in common."""
 
 import re
+from collections import Counter
 
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
+
+from skclip_icm._containers import entries, printable
+from skclip_icm._labels import check_labels
 
 # The palette of Okabe and Ito, "Color Universal Design" (2008): told apart with any
 # colour vision. Ordered so that neighbours also differ in lightness, for print.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY_BLUE, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#F0E442", "#000000"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY_BLUE, YELLOW, BLACK)
-
-
-def printable(text):
-    """Return text that can be written: names of files may hold any bytes."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def verbatim(text):
@@ -49,7 +48,7 @@ def check_names(labels, names, parameter):
     """
     if names is None:
         return labels
-    names = [names] if isinstance(names, str) else list(names)
+    names = _distinct([names] if isinstance(names, str) else names, parameter)
     if not len(labels):
         return labels
     counts = labels.dtype.kind in "biu"
@@ -61,7 +60,19 @@ def check_names(labels, names, parameter):
             f"that the labels count from 0, or leave {parameter} out if the labels are "
             "names themselves."
         )
-    return np.array([str(name) for name in names])[labels.astype(int)]
+    return names[labels.astype(int)]
+
+
+def _distinct(names, parameter):
+    names = entries(names, parameter, "a list of names")
+    names = [str(name) for name in check_labels(names, parameter, len(names))]
+    [(name, times)] = Counter(names).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ValueError(
+            f"{parameter} holds {name!r} more than once, so that different labels "
+            "would be shown as one. Give each label a name of its own."
+        )
+    return np.array(names)
 
 
 def name_metric(scoring, estimator):

@@ -7,7 +7,7 @@ from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
-from skclip_icm._projection.groups import check_labels
+from skclip_icm._labels import check_labels
 from skclip_icm.plotting._axes import (
     COLORS,
     add_legend,

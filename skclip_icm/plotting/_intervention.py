@@ -5,6 +5,7 @@ import textwrap
 
 import numpy as np
 
+from skclip_icm._containers import entries
 from skclip_icm._encoding.views import AS_IS
 from skclip_icm._estimators import find_featurizer
 from skclip_icm._images.decoding import decode
@@ -209,7 +210,7 @@ def _image_names(items, names):
             os.path.basename(_path(item)) or f"image {row}"
             for row, item in enumerate(items)
         ]
-    names = [str(name) for name in names]
+    names = [str(name) for name in entries(names, "image_names", "a list of names")]
     if len(names) != len(items):
         raise ValueError(
             f"image_names holds {len(names)} names, expected {len(items)}: one for "

@@ -6,7 +6,7 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _num_samples
 
 from skclip_icm._estimators import find_fitted_icm
-from skclip_icm._projection.groups import check_labels
+from skclip_icm._labels import check_labels
 from skclip_icm.plotting._axes import COLORS, add_legend, check_names, make_axes
 
 # A colour and a marker of its own for each group; more groups than this in one panel
@@ -161,13 +161,14 @@ class InvarianceMapDisplay:
         display : InvarianceMapDisplay
             The display itself.
         """
-        rows = [("class", self.y)]
+        n = len(self.before)
+        rows = [("class", check_labels(self.y, "y", n))]
         if self.domains is not None:
-            rows.append(("domain", self.domains))
+            rows.append(("domain", check_labels(self.domains, "domains", n)))
         size = 9.5, 0.5 + 3.8 * len(rows)
         self.figure_, self.axes_ = make_axes(ax, len(rows), 2, size)
         for (title, labels), panels in zip(rows, self.axes_, strict=True):
-            groups = _groups(np.asarray(labels))
+            groups = _groups(labels)
             for i, points in enumerate((self.before, self.after)):
                 handles = _scatter(panels[i], np.asarray(points), groups)
                 self._label(panels[i], i)
@@ -210,8 +211,10 @@ def _groups(labels):
         largest = np.argsort(-counts, kind="stable")[: len(_COLORS) - 1]
         shown = values[np.sort(largest)]
     groups = [
-        (_entry(value), labels == value, {"color": color, "marker": marker})
-        for value, color, marker in zip(shown, _COLORS, _MARKERS, strict=False)
+        (entry, labels == value, {"color": color, "marker": marker})
+        for entry, value, color, marker in zip(
+            _entries(shown), shown, _COLORS, _MARKERS, strict=False
+        )
     ]
     rest = ~np.isin(labels, shown)
     if rest.any():
@@ -221,10 +224,12 @@ def _groups(labels):
     return groups
 
 
-def _entry(value):
-    # A long name would leave no room for the panels.
-    name = str(value)
-    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+def _entries(values):
+    """Return names to show: a long one would leave no room for the panels."""
+    names = [str(value) for value in values]
+    short = [n if len(n) <= 24 else f"{n[:14]}…{n[-9:]}" for n in names]
+    # Unless another one is then shown alike.
+    return [s if short.count(s) == 1 else n for n, s in zip(names, short, strict=True)]
 
 
 def _scatter(panel, points, groups):

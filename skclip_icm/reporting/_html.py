@@ -4,7 +4,7 @@ import base64
 import html
 import io
 
-from skclip_icm.plotting._axes import printable
+from skclip_icm._containers import printable
 
 _STYLE = """
 :root { color-scheme: light; }

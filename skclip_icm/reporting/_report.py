@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from sklearn.base import BaseEstimator, is_regressor
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skclip_icm._estimators import find_step, is_featurizer
 from skclip_icm._images.inputs import as_items
-from skclip_icm._projection.groups import check_labels
+from skclip_icm._labels import check_labels
 from skclip_icm.plotting._axes import check_names, import_pyplot
 from skclip_icm.reporting import _sections
 from skclip_icm.reporting._confusion import confusion_by_domain, confusion_section
@@ -84,8 +85,9 @@ def report(
     TypeError
         If the estimator does not predict classes, or `compare` is no dict.
     ValueError
-        If the lengths differ, two estimators have the same name, or there are labels
-        without names.
+        If the lengths differ, a label is missing, `y` and what an estimator predicts
+        are not both strings or both numbers, two estimators have the same name, or
+        there are labels without names or with one name.
     FileNotFoundError, IsADirectoryError, PermissionError
         If there can be no file at `path`: said before the work.
 
@@ -211,11 +213,15 @@ class Report:
                 "The mistakes are a frame of pandas. Run: pip install pandas"
             ) from error
         index = pd.Index(self._found.rows, name="row")
-        frame = pd.DataFrame(self._found.columns(), index=index)
+        columns = self._found.columns()
         if self._found.paths is not None:
-            # As objects: pandas' strings must be Unicode, names of files need not.
-            frame["path"] = pd.Series(self._found.paths, index=index, dtype=object)
-        return frame
+            columns["path"] = np.array(self._found.paths, dtype=object)
+        # As objects: pandas' strings must be Unicode, names of files need not.
+        texts = {name for name, values in columns.items() if values.dtype.kind in "UO"}
+        kinds = {name: object if name in texts else None for name in columns}
+        return pd.DataFrame(
+            {name: pd.Series(v, index, kinds[name]) for name, v in columns.items()}
+        )
 
     def save(self, path):
         """Save the page.

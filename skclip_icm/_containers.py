@@ -1,0 +1,149 @@
+"""What comes in containers: entries by position, whatever the index, and columns."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Number
+
+import numpy as np
+
+EMBEDDINGS = "an array or frame of embeddings"
+
+
+def refuse_tables(values, name, expected):
+    """Raise TypeError if `values` is a table, a lazy frame or a dict."""
+    if hasattr(values, "collect"):  # before its columns are asked for, which is work
+        raise TypeError(
+            f"{name} is a {type(values).__name__}, whose rows are not computed yet; "
+            f"expected {expected}. Call its collect() first."
+        )
+    if isinstance(values, Mapping):
+        raise TypeError(
+            f"{name} is a {type(values).__name__} of the keys "
+            f"{_shorten(list(values))}, expected {expected}. Pass one of its values, "
+            "or a list of them."
+        )
+    if hasattr(values, "column_names"):
+        raise TypeError(
+            f"{name} is a table of the columns {_shorten(values.column_names)}, "
+            f"expected {expected}. Select a column, such as {name}['name'], or make a "
+            f"frame of it, {name}.to_pandas()."
+        )
+
+
+def entries(values, name, expected):
+    """Return the entries of a container as a list, in their order.
+
+    Parameters
+    ----------
+    values : sequence, 1-d array, (n, 1) array, Series, Arrow array or one-column frame
+        The container; an index plays no part.
+    name : str
+        What it is called, for messages.
+    expected : str
+        What it should be, for messages.
+
+    Returns
+    -------
+    entries : list
+        Its entries.
+
+    Raises
+    ------
+    TypeError
+        If it has no entries in an order, or is a table, a lazy frame or a dict.
+    ValueError
+        If it has several columns.
+    """
+    refuse_tables(values, name, expected)
+    if isinstance(values, str | bytes):
+        raise TypeError(
+            f"{name} is the {_one(values)} {values!r}, expected {expected}. Wrap it "
+            "in a list."
+        )
+    if hasattr(values, "columns"):
+        values = only_column(values, name, expected)
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1 and values.shape[1:] != (1,):
+            raise ValueError(
+                f"{name} has shape {values.shape}, expected {expected}. Select the one "
+                "column that holds them."
+            )
+        return values.reshape(-1).tolist()
+    if hasattr(values, "to_pylist"):  # of Arrow
+        return values.to_pylist()
+    if isinstance(values, Sequence) or hasattr(values, "__array__"):
+        return list(values)
+    raise TypeError(
+        f"{name} is of type {type(values).__name__}, expected {expected}. Turn an "
+        "iterator into a list first."
+    )
+
+
+def only_column(frame, name, expected):
+    """Return the one column of a frame, or raise ValueError if it has several."""
+    if frame.shape[1] != 1:
+        raise ValueError(
+            f"{name} is a frame of {frame.shape[1]} columns, expected {expected}. "
+            f"Select one column: {name}[['name']]."
+        )
+    return frame.iloc[:, 0] if hasattr(frame, "iloc") else frame[frame.columns[0]]
+
+
+def check_texts(texts, name):
+    """Return `texts` as a list of strings that are not blank, or raise an error."""
+    texts = entries(texts, name, "a list of strings")
+    if not texts:
+        raise ValueError(f"{name} is empty, expected at least one string.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"{name}[{index}] is {text!r} of type {type(text).__name__}, expected "
+                "a string."
+            )
+        if not text.strip():
+            raise ValueError(f"{name}[{index}] is blank, expected words.")
+    return texts
+
+
+def printable(text):
+    """Return text that can be written: names of files may hold any bytes."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_missing(value):
+    """Say whether a value stands for none: None, NaN, NaT or a null of a library."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    comparable = isinstance(value, Number | np.datetime64 | np.timedelta64)
+    return comparable and bool(value != value)
+
+
+def check_same_columns(values, columns, name, like="X"):
+    """Raise an error if `values` are no embeddings, or of other columns than `like`.
+
+    As scikit-learn does it for X itself: a frame has the same columns in the same
+    order, and names count where they are strings.
+    """
+    refuse_tables(values, name, EMBEDDINGS)
+    found, expected = column_names(values), None if columns is None else list(columns)
+    if found is not None and expected is not None and found != expected:
+        at = next(i for i, c in enumerate([*found, None]) if [c] != expected[i : i + 1])
+        raise ValueError(
+            f"{name} has the columns {_shorten(found[at:])} from column {at} on, "
+            f"expected {_shorten(expected[at:])}, those of {like} in the same order. "
+            f"Put them into that order: {name}[list({like}.columns)]."
+        )
+
+
+def column_names(values):
+    """Return the names of the columns of a frame, None if they are no strings."""
+    names = list(getattr(values, "columns", ()))
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def _one(value):
+    return "string" if isinstance(value, str) else "bytes"
+
+
+def _shorten(values):
+    shown = ", ".join(map(repr, values[:5]))
+    return f"[{shown}, ...]" if len(values) > 5 else f"[{shown}]"

@@ -1,0 +1,257 @@
+"""What holds images, texts, labels and embeddings: by position, or refused."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+
+from skclip_icm import (
+    CLIPFeaturizer,
+    ICMTransformer,
+    PairedEmbeddings,
+    ZeroShotClassifier,
+    adapt,
+    drop_unreadable,
+    fit_files,
+    report,
+)
+from skclip_icm.datasets import load_domain_folder
+from skclip_icm.interventions import captions
+from skclip_icm.plotting import InterventionDisplay, InvarianceMapDisplay
+
+matplotlib.use("Agg")
+
+
+def permuted(values):
+    return pd.Series(values, index=range(len(values))[::-1])
+
+
+CONTAINERS = {
+    "list": list,
+    "tuple": tuple,
+    "array of str": np.array,
+    "array of objects": lambda values: np.array(values, dtype=object),
+    "Series": pd.Series,
+    "Series of strings": lambda values: pd.Series(values, dtype="string"),
+    "Series of categories": lambda values: pd.Series(values, dtype="category"),
+    "permuted index": permuted,
+    "index of duplicates": lambda values: pd.Series(values, index=[7] * len(values)),
+    "Index": pd.Index,
+    "polars": pl.Series,
+    "Arrow": pa.array,
+    "Arrow in chunks": lambda values: pa.chunked_array([values[:1], values[1:]]),
+}
+COLUMNS = {
+    "array of one column": lambda values: np.array(values)[:, None],
+    "frame": lambda values: permuted(values).to_frame("name"),
+    "polars frame": lambda values: pl.DataFrame({"name": values}),
+}
+EVERY = {**CONTAINERS, **COLUMNS}
+NAMES = ["dog", "cat", "red car", "rose"]
+TEMPLATES = ["a photo of a {}.", "a sketch of a {}."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photographs):
+    """Photographs as files, two domains of two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    for i, pixels in enumerate(photographs[:4]):
+        path = folder / f"domain {i // 2}" / f"class {i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture(params=EVERY)
+def put(request):
+    return EVERY[request.param]
+
+
+def test_texts_and_images_are_taken_by_position(put, folder):
+    featurizer = CLIPFeaturizer("demo")
+    assert_array_equal(
+        featurizer.encode_text(put(NAMES)), featurizer.encode_text(NAMES)
+    )
+    assert captions(put(NAMES)) == captions(NAMES)
+    assert captions(NAMES, put(TEMPLATES)) == captions(NAMES, TEMPLATES)
+    groups = {"animal": ["dog", "cat"], "colour": ["red", "blue"]}
+    swapped = {key: put(values) for key, values in groups.items()}
+    assert captions(NAMES[:3], swapped) == captions(NAMES[:3], groups)
+    paths = sorted(map(str, folder.rglob("*.png")))
+    assert_array_equal(featurizer.transform(put(paths)), featurizer.transform(paths))
+
+
+def test_names_and_prompts_of_classes_are_taken_by_position(put, photographs):
+    def fitted(**params):
+        return ZeroShotClassifier(CLIPFeaturizer("demo"), **params).fit(photographs)
+
+    expected = fitted(class_names=NAMES, templates=TEMPLATES)
+    found = fitted(class_names=put(NAMES), templates=put(TEMPLATES))
+    assert found.classes_.tolist() == NAMES
+    assert_array_equal(found.text_embeddings_, expected.text_embeddings_)
+    by_class = {"a": put(["dog", "puppy"]), "b": "cat"}
+    prompts = {"a": put(TEMPLATES), "b": "a {}."}
+    plain = {"a": ["dog", "puppy"], "b": "cat"}
+    expected = fitted(class_names=plain, templates={**prompts, "a": TEMPLATES})
+    found = fitted(class_names=by_class, templates=prompts)
+    assert_array_equal(found.text_embeddings_, expected.text_embeddings_)
+
+
+@pytest.mark.filterwarnings("ignore:A column-vector")
+def test_labels_are_taken_by_position(put):
+    rows = np.random.default_rng(0).normal(size=(8, 3))
+    y, domains = ["u", "v", "v", "u", "u", "v", "u", "v"], list("abababba")
+    icm = ICMTransformer(pairs="domain", center="domain", lam=0.1)
+    expected = icm.fit_transform(rows, y, domains=domains)
+    found = icm.fit_transform(rows, put(y), domains=put(domains))
+    assert_allclose(found, expected)
+    in_files = fit_files(rows, icm, y=put(y), domains=put(domains))
+    assert_allclose(in_files.eigenvalues_, icm.eigenvalues_)
+    in_parts = clone(icm).partial_fit(rows, put(y), domains=put(domains))
+    assert_allclose(in_parts.eigenvalues_, in_files.eigenvalues_)
+    model = LogisticRegression().fit(rows, y)
+    scores = report(model, rows, y, domains).scores
+    assert report(model, rows, put(y), put(domains)).scores == scores
+
+
+def test_names_of_what_is_shown_are_taken_by_position(put, folder, photographs):
+    names = [f"class {i}" for i in range(2)]
+    data = load_domain_folder(folder, class_names=put(names[::-1]))
+    assert data.target_names == names[::-1]
+    rows = np.random.default_rng(0).normal(size=(4, 3))
+    icm = ICMTransformer().fit(rows, X_do=rows + 0.1)
+    display = InvarianceMapDisplay.from_estimator(
+        icm, rows, [1, 0, 0, 1], target_names=put(names)
+    )
+    assert display.y.tolist() == [names[i] for i in (1, 0, 0, 1)]
+    display = InterventionDisplay.from_estimator(
+        CLIPFeaturizer("demo"), photographs[:2], image_names=put(names)
+    )
+    assert display.image_names == names
+    plt.close("all")
+
+
+# What is refused, and what is said then
+
+ROWS = np.random.default_rng(0).normal(size=(4, 3))
+TABLE = {"a": [0, 1, 0, 1], "b": [0, 1, 2, 3]}
+REFUSED = {
+    "table": (pa.table(TABLE), r"a table of the columns \['a', 'b'\].*to_pandas\(\)"),
+    "lazy frame": (pl.LazyFrame(TABLE), r"a LazyFrame.*collect\(\)"),
+    "dict": (TABLE, r"a dict of the keys \['a', 'b'\].*one of its values"),
+}
+TAKES = {
+    "images": lambda v: CLIPFeaturizer("demo").transform(v),
+    "drop_unreadable": drop_unreadable,
+    "texts": lambda v: CLIPFeaturizer("demo").encode_text(v),
+    "captions": captions,
+    "y": lambda v: ICMTransformer(pairs="class").fit(ROWS, v),
+    "domains": lambda v: ICMTransformer(center="domain").fit(
+        ROWS, X_do=ROWS, domains=v
+    ),
+    "domains of files": lambda v: fit_files(
+        ROWS, ICMTransformer(center="domain"), X_do=ROWS, domains=v
+    ),
+    "embeddings": lambda v: ICMTransformer().fit(v),
+    "transform": lambda v: ICMTransformer().fit(ROWS, X_do=ROWS + 1).transform(v),
+    "X_do": lambda v: ICMTransformer().fit(ROWS, X_do=v),
+    "U": lambda v: ICMTransformer(pairs=(v, ROWS)).fit(ROWS),
+    "V": lambda v: ICMTransformer(pairs=(ROWS, v, 0.5)).fit(ROWS, X_do=ROWS),
+    "counterparts": lambda v: PairedEmbeddings(ROWS, v),
+    "paired": lambda v: PairedEmbeddings(v, ROWS),
+    "zero-shot": lambda v: ZeroShotClassifier(
+        CLIPFeaturizer("demo"), class_names=["cat", "dog"]
+    ).fit(v),
+}
+
+
+@pytest.mark.parametrize("what", TAKES)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_tables_are_refused_and_it_is_said_what_to_pass(what, kind):
+    values, message = REFUSED[kind]
+    with pytest.raises(TypeError, match=message):
+        TAKES[what](values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((name for name in NAMES), "of type generator.*Turn an iterator into a list"),
+        (set(NAMES), "of type set"),
+        ("dog", "is the string 'dog'.*Wrap it in a list"),
+        (pd.DataFrame({"a": NAMES, "b": NAMES}), "a frame of 2 columns"),
+        (np.array([NAMES, NAMES]).T, r"has shape \(4, 2\)"),
+    ],
+)
+def test_what_has_no_entries_in_an_order_is_refused(values, message):
+    for take in (captions, CLIPFeaturizer("demo").encode_text):
+        with pytest.raises((TypeError, ValueError), match=message):
+            take(values)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_blank_texts_are_refused_everywhere(text):
+    for take in (captions, CLIPFeaturizer("demo").encode_text):
+        with pytest.raises(ValueError, match=r"\[1\] is blank, expected words"):
+            take(["dog", text])
+
+
+# Second inputs whose columns have names
+
+X = pd.DataFrame(ROWS, columns=["a", "b", "c"])
+OTHER = X + np.random.default_rng(1).normal(size=X.shape)
+SECOND = {
+    "X_do": lambda X, second: ICMTransformer().fit(X, X_do=second),
+    "partial_fit": lambda X, second: ICMTransformer().partial_fit(X, X_do=second),
+    "U": lambda X, second: ICMTransformer(pairs=(second, OTHER * 2)).fit(X),
+    "V": lambda X, second: ICMTransformer(pairs=(ROWS, second, 0.5)).fit(
+        X, X_do=ROWS + 1
+    ),
+    "counterparts": lambda X, second: ICMTransformer().fit(PairedEmbeddings(X, second)),
+    "adapt": lambda X, second: adapt(
+        LogisticRegression().fit(X, [0, 1, 0, 1]), second, X_train=X
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SECOND)
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+def test_columns_of_second_inputs_are_those_of_the_first(what, library):
+    def frame(values):
+        return library({name: values[name] for name in values})
+
+    fit = SECOND[what]
+    fit(frame(X), frame(OTHER))
+    for names in (["c", "b", "a"], ["a", "b", "z"]):
+        wrong = OTHER.set_axis(names, axis=1)
+        with pytest.raises(ValueError, match=r"has the columns .*in the same order"):
+            fit(frame(X), frame(wrong))
+
+
+def test_the_index_of_second_inputs_plays_no_part():
+    expected = ICMTransformer().fit(ROWS, X_do=OTHER.to_numpy())
+    shuffled = OTHER.set_axis([3, 1, 0, 0], axis=0)
+    assert_allclose(
+        ICMTransformer().fit(X, X_do=shuffled).eigenvalues_, expected.eigenvalues_
+    )
+    unnamed = pd.DataFrame(OTHER.to_numpy())  # whose names are numbers
+    assert_allclose(
+        ICMTransformer().fit(X, X_do=unnamed).eigenvalues_, expected.eigenvalues_
+    )
+
+
+def test_zero_shot_on_a_frame_of_embeddings_keeps_to_its_columns(photographs):
+    featurizer = CLIPFeaturizer("demo").set_output(transform="pandas")
+    Z = featurizer.transform(photographs)
+    model = ZeroShotClassifier(CLIPFeaturizer("demo"), class_names=["cat", "dog"])
+    model.fit(Z)
+    assert_array_equal(model.predict(Z), model.predict(Z.to_numpy()))
+    with pytest.raises(ValueError, match="X has the columns .*the X that was fitted"):
+        model.predict(Z[Z.columns[::-1]])

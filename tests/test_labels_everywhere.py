@@ -1,0 +1,267 @@
+"""Labels of classes and of domains, over every path that takes them.
+
+None is turned into another one, and none that is missing is taken for one of its own.
+"""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from sklearn.exceptions import DataConversionWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from skclip_icm import (
+    CLIPFeaturizer,
+    ICMTransformer,
+    ZeroShotClassifier,
+    fit_files,
+    invariant_search,
+    report,
+)
+from skclip_icm.datasets import make_causal_embeddings
+from skclip_icm.plotting import DomainAccuracyDisplay, InvarianceMapDisplay
+
+matplotlib.use("Agg")
+
+DATA = make_causal_embeddings(n_samples=6, random_state=0)
+Z, Y, DOMAINS = DATA.embeddings, DATA.target, DATA.domains
+Z_DO, N, ROW = Z.counterparts, len(Y), 5
+ICM = ICMTransformer(lam=10).fit(Z)
+PIPE = make_pipeline(ICMTransformer(lam=10), LogisticRegression())
+FITTED = PIPE.fit(Z, Y)
+
+
+def zero_shot(y):
+    """The classes of a classifier without an image; y names them."""
+    images = [np.zeros((8, 8, 3), np.uint8)] * len(DATA.target)
+    return ZeroShotClassifier(CLIPFeaturizer("demo")).fit(images, y)
+
+
+def drawn_map(**labels):
+    points = np.zeros((N, 2))
+    return InvarianceMapDisplay(before=points, after=points, **labels).plot()
+
+
+# What takes labels: the name of the argument, and the call.
+PATHS = {
+    "fit, y": ("y", lambda v: ICMTransformer(pairs="class", lam=0.1).fit(Z, v)),
+    "fit, domains": (
+        "domains",
+        lambda v: ICMTransformer(pairs="domain", lam=0.1).fit(Z, Y, domains=v),
+    ),
+    "fit_transform": (
+        "domains",
+        lambda v: ICMTransformer(center="domain", lam=0.1).fit_transform(Z, domains=v),
+    ),
+    "partial_fit, y": (
+        "y",
+        lambda v: ICMTransformer(pairs="class", lam=0.1).partial_fit(Z, v),
+    ),
+    "partial_fit, domains": (
+        "domains",
+        lambda v: ICMTransformer(center="domain", lam=0.1).partial_fit(Z, domains=v),
+    ),
+    "fit_files, y": (
+        "y",
+        lambda v: fit_files(np.asarray(Z), ICMTransformer(pairs="class", lam=0.1), y=v),
+    ),
+    "fit_files, domains": (
+        "domains",
+        lambda v: fit_files(
+            np.asarray(Z),
+            ICMTransformer(center="domain", lam=0.1),
+            X_do=Z_DO,
+            domains=v,
+        ),
+    ),
+    "zero-shot": ("y", zero_shot),
+    "invariant_search": (
+        "y",
+        lambda v: invariant_search(PIPE, {"icmtransformer__lam": [1]}, cv=2).fit(Z, v),
+    ),
+    "report, y": ("y", lambda v: report(FITTED, Z, v, DOMAINS)),
+    "report, domains": ("domains", lambda v: report(FITTED, Z, Y, v)),
+    "accuracies, y": (
+        "y",
+        lambda v: DomainAccuracyDisplay.from_estimator(FITTED, Z, v, DOMAINS),
+    ),
+    "accuracies, domains": (
+        "domains",
+        lambda v: DomainAccuracyDisplay.from_estimator(FITTED, Z, Y, v),
+    ),
+    "map, y": ("y", lambda v: InvarianceMapDisplay.from_estimator(ICM, Z, v)),
+    "map, domains": (
+        "domains",
+        lambda v: InvarianceMapDisplay.from_estimator(ICM, Z, Y, v),
+    ),
+    "drawn map, y": ("y", lambda v: drawn_map(y=v)),
+    "drawn map, domains": ("domains", lambda v: drawn_map(y=Y, domains=v)),
+}
+
+
+@pytest.fixture(params=PATHS)
+def path(request):
+    yield PATHS[request.param]
+    plt.close("all")
+
+
+def with_missing(values, missing):
+    return [missing if row == ROW else value for row, value in enumerate(values)]
+
+
+NAMES = ["a" if label else "b" for label in Y]
+NULLED, NUMBERS = with_missing(NAMES, None), with_missing(Y.tolist(), None)
+MISSING = {
+    "None": NULLED,
+    "None among numbers": NUMBERS,
+    # numpy.asarray makes the name "nan" of it.
+    "NaN in a list of names": with_missing(NAMES, np.nan),
+    "NaN in a column of names": [[v] for v in with_missing(NAMES, np.nan)],
+    "NaN in an array of numbers": np.array(with_missing(Y, np.nan)),
+    "NA": np.array(with_missing(NAMES, pd.NA), dtype=object),
+    "NaT": pd.Series(pd.to_datetime(with_missing(["2020-01-01"] * N, None))),
+    "a span that is NaT": np.array(with_missing(Y, "NaT"), dtype="m8[s]"),
+    "masked": np.ma.array(Y, mask=np.arange(N) == ROW),
+    "pandas' numbers": pd.Series(NUMBERS, dtype="Int8"),
+    "pandas' truth values": pd.Series(NUMBERS, dtype="boolean"),
+    "pandas' strings": pd.Series(NULLED, dtype="string"),
+    "pandas' objects": pd.Series(NULLED, dtype=object),
+    "pandas' categories": pd.Series(NULLED, dtype="category"),
+    "a frame": pd.DataFrame({"label": NULLED}),
+    "polars' numbers": pl.Series(NUMBERS),
+    "polars' strings": pl.Series(NULLED),
+    "polars' categories": pl.Series(NULLED, dtype=pl.Categorical),
+    "Arrow's numbers": pa.array(NUMBERS),
+    "Arrow's strings": pa.chunked_array([NULLED]),
+    "Arrow's dictionary": pa.array(NULLED).dictionary_encode(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:A column-vector")
+def test_a_missing_label_is_an_error_that_names_its_row(path):
+    name, call = path
+    for kind, labels in MISSING.items():
+        with pytest.raises(ValueError, match=rf"{name}\[{ROW}\] is .*missing label"):
+            call(labels)
+            pytest.fail(kind)
+
+
+def test_labels_of_different_types_are_refused(path):
+    """numpy.asarray would make one class, or domain, of 0 and "0"."""
+    name, call = path
+    mixed = [0, "0"] * (N // 2)
+    for labels in (mixed, np.array(mixed, dtype=object), pd.Series(mixed)):
+        with pytest.raises(TypeError, match=rf"{name}\[0\] is 0, {name}\[1\] is '0'"):
+            call(labels)
+
+
+def test_a_column_is_flattened_with_the_warning_of_scikit_learn(path):
+    name, call = path
+    labels = Y if name == "y" else DOMAINS
+    for column in (labels[:, None], labels[:, None].tolist(), pd.DataFrame(labels)):
+        with pytest.warns(DataConversionWarning, match="column-vector"):
+            call(column)
+
+
+def test_pairs_across_domains_are_those_of_the_domains_there_are():
+    """Once None was a domain of its own: of four rows, it paired with all."""
+    rows = np.random.default_rng(0).normal(size=(8, 3))
+    icm = ICMTransformer(pairs="domain", lam=0.1).fit(
+        rows[:4], [0] * 4, domains=list("aabb")
+    )
+    assert icm.n_pairs_seen_ == 4
+
+
+# Labels that a cast would merge, or wrap
+
+MANY = np.arange(200)
+KINDS = {
+    "uint8": MANY.astype(np.uint8),
+    "int8": (MANY - 100).astype(np.int8),
+    "pandas' uint8": pd.Series(MANY, dtype="UInt8"),
+    "categories of int8": pd.Series((MANY - 100).astype(np.int8), dtype="category"),
+    "categories": pd.Categorical([f"class {i}" for i in MANY]),
+    "polars' enum": pl.Series(
+        [f"class {i}" for i in MANY], dtype=pl.Enum([f"class {i}" for i in MANY])
+    ),
+    "Arrow's dictionary": pa.array([f"class {i}" for i in MANY]).dictionary_encode(),
+    "float16": MANY.astype(np.float16),
+    "integers beyond the digits of a float": [2**53 + int(i) for i in MANY[:-1]] + [-1],
+    "integers beyond 64 bits": [2**64 + int(i) for i in MANY],
+    "unsigned and signed": [2**63 + int(i) for i in MANY[:-1]] + [-1],
+    "names that end in null": ["a" + "\0" * int(i) for i in MANY],
+    "names that end in blanks": ["a" + " " * int(i) for i in MANY],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_two_labels_become_one(kind):
+    labels = KINDS[kind]
+    several = np.concatenate([MANY, MANY])
+    taken = [list(labels)[i] for i in several] if isinstance(labels, list) else None
+    if taken is None:
+        taken = labels.take(several) if hasattr(labels, "take") else labels[several]
+    rows = np.random.default_rng(0).normal(size=(400, 3))
+    for params in ({"pairs": "class"}, {"pairs": "domain"}):
+        icm = ICMTransformer(**params, lam=0.1)
+        if params["pairs"] == "class":
+            found = icm.fit(rows, taken)
+            assert found.n_pairs_seen_ == 200
+        else:
+            found = icm.fit(rows, np.zeros(400, bool), domains=taken)
+            assert found.n_pairs_seen_ == 400 * 399 // 2 - 200
+    centred = ICMTransformer(center="domain", lam=0.1).fit(
+        rows, X_do=-rows, domains=taken
+    )
+    assert len(centred.domains_) == 200
+
+
+def test_truth_values_are_two_domains():
+    for labels in (DOMAINS == 0, pd.Series(DOMAINS == 0, dtype="boolean")):
+        found = ICMTransformer(center="domain", lam=0.1).fit(Z, domains=labels)
+        assert sorted(found.domains_) == [False, True]
+
+
+# Labels of another type than the classifier's
+
+
+@pytest.mark.parametrize("as_other", [str, np.str_, lambda v: f"class {v}"])
+def test_report_refuses_labels_of_another_type_than_the_classifiers(as_other):
+    """Once 0.0 % for a perfect model."""
+    others = [as_other(label) for label in Y.tolist()]
+    with pytest.raises(
+        ValueError, match=r"y\[0\] is '.*' of type str, but Pipeline pr"
+    ):
+        report(FITTED, Z, others, DOMAINS)
+    named = make_pipeline(LogisticRegression()).fit(Z, others)
+    with pytest.raises(ValueError, match="of type int, but Pipeline predicts '"):
+        report(named, Z, Y, DOMAINS)
+    with pytest.raises(ValueError, match="but named predicts '"):
+        report(FITTED, Z, Y, DOMAINS, compare={"named": named})
+    for labels in (others, np.array(others, dtype=object), pd.Series(others)):
+        assert report(named, Z, labels, DOMAINS).scores["Pipeline"].keys() == {"0", "1"}
+
+
+def test_report_takes_numbers_of_any_type():
+    expected = report(FITTED, Z, Y, DOMAINS).scores
+    for dtype in (np.uint8, np.int8, bool, np.float32, object):
+        assert report(FITTED, Z, Y.astype(dtype), DOMAINS).scores == expected
+
+
+def test_zero_shot_refuses_labels_of_another_type_than_its_names():
+    images = [np.zeros((8, 8, 3), np.uint8)] * 2
+    for names, y in (({0: "cat", 1: "dog"}, "01"), ({"0": "cat", "1": "dog"}, (0, 1))):
+        model = ZeroShotClassifier(CLIPFeaturizer("demo"), class_names=names)
+        with pytest.raises(ValueError, match=r"y\[0\] is .*, an unknown class"):
+            model.fit(images, list(y))
+    for names, message in (
+        ({0: "cat", "1": "dog"}, r"class_names\[0\] is 0, class_names\[1\] is '1'"),
+        ({0: "cat", None: "dog"}, r"class_names\[1\] is None"),
+    ):
+        model = ZeroShotClassifier(CLIPFeaturizer("demo"), class_names=names)
+        with pytest.raises((TypeError, ValueError), match=message):
+            model.fit(images)
