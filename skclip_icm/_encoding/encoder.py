@@ -31,8 +31,8 @@ from skclip_icm._locks import Lock
 
 __all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_models"]
 
-# Part of every fingerprint: raised when a change here moves the embeddings.
-_NUMERICS_VERSION = 2
+# Part of every fingerprint: raised when a change, also of decoding, moves embeddings.
+_NUMERICS_VERSION = 3
 _MAX_TEXTS = 256
 _MAX_MODELS = 4
 
