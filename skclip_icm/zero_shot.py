@@ -10,6 +10,7 @@ from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skclip_icm._encoding.places import cache_place
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._encoding.stores import open_cache
 from skclip_icm._estimators import HasMethods, VersionedEstimator
@@ -287,7 +288,7 @@ def _class_embeddings(featurizer, prompts):
 def _encode_prompts(featurizer, prompts):
     """Unit embeddings of texts, each encoded once for any number of fits."""
     fingerprint = featurizer._encoder().fingerprint
-    store = open_cache(featurizer.cache)
+    store = open_cache(cache_place(featurizer))
     keys = [
         hashlib.sha256(f"{fingerprint}\0text\0{prompt}".encode()).digest()
         for prompt in prompts

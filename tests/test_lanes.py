@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 from skclip_icm._encoding import lanes  # noqa: E402
 from skclip_icm._encoding.lanes import encode_batch, share, start_lanes  # noqa: E402
-from skclip_icm._encoding.torch_tower import TorchTower, full_float32  # noqa: E402
+from skclip_icm._encoding.torch_state import full_float32  # noqa: E402
+from skclip_icm._encoding.torch_tower import TorchTower  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -95,8 +96,7 @@ def test_lanes_that_cannot_start_end(monkeypatch):
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tf32_is_off_for_float32_and_torchs_flags_stay(dtype):
+def test_float32_is_not_shortened_and_torchs_flags_stay():
     def flags():
         allowed = torch.backends.cudnn.allow_tf32
         return torch.get_float32_matmul_precision(), allowed
@@ -105,10 +105,14 @@ def test_tf32_is_off_for_float32_and_torchs_flags_stay(dtype):
     torch.set_float32_matmul_precision("high")
     try:
         chosen = flags()
-        with full_float32(SimpleNamespace(type="cuda"), dtype):
+        with full_float32("cuda"):
+            with full_float32("cuda"):  # as another thread would
+                pass
             inside = flags()
         assert flags() == chosen
-        assert inside == (("highest", False) if dtype == torch.float32 else chosen)
+        with full_float32("cpu"):
+            assert flags() == ("highest", chosen[1])
+        assert inside == ("highest", False)
     finally:
         torch.set_float32_matmul_precision(before[0])
 

@@ -20,6 +20,7 @@ from skclip_icm._encoding.options import (
     suits_openvino,
 )
 from skclip_icm._encoding.quantizing import Calibration
+from skclip_icm._encoding.torch_state import usual_state
 from skclip_icm._encoding.torch_tower import TorchTower, on_raw_pixels
 from skclip_icm._encoding.weights import (
     WeightsNotFoundError,
@@ -110,7 +111,9 @@ def load_encoder(
     wanted = *options, sample and sample.key
     with _lock:
         if wanted not in _encoders:
-            encoder = _in_usable_thread(Encoder, *options, sample)
+            encoder = _in_usable_thread(
+                usual_state(loading=True)(Encoder), *options, sample
+            )
             # The same model may have been reached by another name or by "auto".
             _encoders[wanted] = next(
                 (
@@ -325,7 +328,7 @@ class Encoder:
         import torch
 
         parts = []
-        with torch.inference_mode():
+        with usual_state(self.device.type), torch.inference_mode():
             for start in range(0, len(texts), _MAX_TEXTS):
                 tokens = self._tokenize(list(texts[start : start + _MAX_TEXTS]))
                 features = self._model.encode_text(

@@ -1,8 +1,9 @@
 """Anything to an RGB image, or a clear error.
 
 Files are untrusted, see `opening`. Of the images above `LARGE_PIXELS` one is decoded
-at a time, so that a few do not fill the memory. No global state of Pillow is changed,
-and every function may be called from many threads at once.
+at a time, so that a few do not fill the memory. Limits and flags of Pillow, which are
+those of the process, have no say, and stay as they are. Every function may be called
+from many threads at once.
 """
 
 import hashlib
@@ -10,9 +11,10 @@ import re
 import traceback
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from skclip_icm._images.deep import find_scale, is_deep
 from skclip_icm._images.inputs import (
@@ -33,7 +35,7 @@ from skclip_icm._images.opening import (
     check_size,
     open_image,
 )
-from skclip_icm._locks import Lock
+from skclip_icm._locks import Flag, Lock
 
 __all__ = [
     "FORMATS",
@@ -69,6 +71,10 @@ _BAND_PIXELS = 2**22
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 _MAX_ATTEMPTS = 100  # how often other threads may bring Pillow's warnings back
 
+_FLAG = "LOAD_TRUNCATED_IMAGES"  # with which Pillow fills up what is missing with grey
+_NOT_TRUNCATED = Flag(
+    partial(getattr, ImageFile, _FLAG), partial(setattr, ImageFile, _FLAG), False
+)
 _LARGE = Lock()
 # Loading a PIL image changes it, and it may stand in several rows.
 _LOADING = tuple(Lock() for _ in range(64))
@@ -164,7 +170,7 @@ def decode(content, row=None, name="", target=None, resize=None):
     try:
         for _ in range(_MAX_ATTEMPTS):
             try:
-                with _no_warning_raised():
+                with _no_warning_raised(), _NOT_TRUNCATED.held():
                     return _decode(content, row, name, target, resize)
             except Warning as warning:  # another thread has changed the filters
                 _free_locals(warning)
@@ -314,7 +320,8 @@ def _bands(image):
         return
     for top in range(0, height, step):
         box = (0, top, width, min(top + step, height))
-        yield box, image.crop(box)
+        # Image.crop would raise by Pillow's limit of pixels.
+        yield box, image._new(image.im.crop(box))
 
 
 def _band_to_rgb(image):
