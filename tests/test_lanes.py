@@ -9,8 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from skclip_icm import CLIPFeaturizer  # noqa: E402
 from skclip_icm._encoding import lanes  # noqa: E402
 from skclip_icm._encoding.lanes import encode_batch, share, start_lanes  # noqa: E402
+from skclip_icm._encoding.stores import _MemoryStore  # noqa: E402
 from skclip_icm._encoding.torch_state import full_float32  # noqa: E402
 from skclip_icm._encoding.torch_tower import TorchTower  # noqa: E402
 
@@ -67,6 +69,32 @@ def test_nan_names_the_row():
     encoder.encode_images = lambda pixels: np.full((len(pixels), 3), np.nan)
     with pytest.raises(RuntimeError, match="row 0: the model gives NaN.*float32"):
         encode(encoder)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_nan_of_a_sound_image_is_an_error_and_not_kept(
+    backend, photographs, monkeypatch
+):
+    store = _MemoryStore()
+    featurizer = CLIPFeaturizer(
+        "demo", backend=backend, cache=store, on_error="nan", batch_size=2, n_jobs=1
+    )
+    tower = featurizer._encoder()._tower
+    encode, calls = tower.encode, []
+
+    def nan_in_the_second_batch(pixels):
+        calls.append(len(pixels))
+        found = encode(pixels)
+        found[:, 0] = np.inf if len(calls) == 2 else found[:, 0]
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tower, "encode", nan_in_the_second_batch)
+        with pytest.raises(RuntimeError, match="row 2: the model gives NaN or infin"):
+            featurizer.transform(photographs)
+    assert all(np.isfinite(row).all() for row in store._rows.values())
+    assert len(store) < len(photographs)
+    assert np.isfinite(featurizer.transform(photographs)).all()
 
 
 def test_lanes_share_the_threads_and_leave_torchs_number():

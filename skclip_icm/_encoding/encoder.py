@@ -16,6 +16,7 @@ from skclip_icm._encoding.options import (
     check_dtype,
     check_texts,
     find_device,
+    finite_texts,
     has_native_bfloat16,
     suits_openvino,
 )
@@ -335,7 +336,7 @@ class Encoder:
                     tokens.to(self.device), normalize=False
                 )
                 parts.append(_to_numpy(features))
-        return np.concatenate(parts)
+        return finite_texts(np.concatenate(parts), texts, self)
 
     def _numerics(self):
         """Return what decides the embeddings beside model and preprocessing."""
