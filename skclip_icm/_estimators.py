@@ -44,6 +44,7 @@ __all__ = [
     "validate_params",
 ]
 
+PLACES = "_places"  # attribute of what is true in this process only
 _KEY = "_skclip_icm_version"
 
 
@@ -62,7 +63,9 @@ class VersionedEstimator(BaseEstimator):
     )
 
     def __getstate__(self):
-        return {**super().__getstate__(), _KEY: __version__}
+        state = {**super().__getstate__(), _KEY: __version__}
+        state.pop(PLACES, None)
+        return state
 
     def __setstate__(self, state):
         state = dict(state)

@@ -8,6 +8,7 @@ lock of the package is a `Lock` for this reason.
 import os
 import threading
 import weakref
+from contextlib import contextmanager
 
 
 class Lock:
@@ -34,6 +35,44 @@ class Lock:
             self._inside.release()
         else:
             self._inside = threading.RLock()
+
+
+class Flag:
+    """A setting that another library has once for all threads.
+
+    The first thread that comes in keeps what it is, and the last one restores it.
+
+    Parameters
+    ----------
+    read, write : callable
+        ``read()`` returns the setting, ``write(value)`` changes it.
+    wanted : object
+        What it shall be inside. If it is that already, it is left alone.
+    """
+
+    def __init__(self, read, write, wanted):
+        self._read, self._write, self._wanted = read, write, wanted
+        self._lock, self._n_inside, self._outside = Lock(), 0, wanted
+
+    @contextmanager
+    def held(self):
+        """Let the setting be what is wanted, in a ``with`` block."""
+        with self._lock:
+            if not self._n_inside:
+                self._outside = self._read()
+                self._change(self._wanted)
+            self._n_inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_inside -= 1
+                if not self._n_inside:
+                    self._change(self._outside)
+
+    def _change(self, value):
+        if self._outside != self._wanted:
+            self._write(value)
 
 
 def _renew_all():

@@ -1,5 +1,7 @@
-"""Names of classes, and the prompts that these make."""
+"""Names of classes, the prompts that these make, and their embeddings."""
 
+import hashlib
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,8 +9,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples
 
 from skclip_icm._containers import check_texts, entries
+from skclip_icm._encoding.places import cache_place
+from skclip_icm._encoding.stores import open_cache
 from skclip_icm._labels import as_python, check_labels
 from skclip_icm.interventions._captions import check_templates, fill
+
+_ROWS_AT_ONCE = 1024
+_MAX_TOLD = 5
+# One text in batches of different sizes, in bfloat16, is about that far from itself.
+_SAME = 1e-5
 
 
 def name_classes(class_names, y):
@@ -113,3 +122,56 @@ def _templates_by_class(labels, templates):
         check_texts([t] if isinstance(t, str) else t, f"templates[{label!r}]")
         for label, t in ((label, templates[label]) for label in labels)
     ]
+
+
+def class_embeddings(featurizer, prompts):
+    encoded = _encode_prompts(featurizer, [text for some in prompts for text in some])
+    ends = np.cumsum([len(some) for some in prompts])
+    return unit(np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])]))
+
+
+def warn_of_coinciding(names, rows):
+    """Warn of classes of which the first is predicted always, the others never."""
+    told = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        cosines = rows[start : start + _ROWS_AT_ONCE] @ rows[start:].T
+        pairs = np.argwhere(np.triu(cosines > 1 - _SAME, 1)) + start
+        pairs = pairs[: _MAX_TOLD + 1]
+        told += [f"{names[i][0]!a} and {names[j][0]!a}" for i, j in pairs]
+        if len(told) > _MAX_TOLD:
+            break
+    if told:
+        more = ", and so on" if len(told) > _MAX_TOLD else ""
+        warnings.warn(
+            "The model gives the same embedding to the prompts of "
+            f"{'; of '.join(told[:_MAX_TOLD])}{more}: of these classes only one can "
+            "ever be predicted. It may not know these words, not tell upper from lower "
+            "case, or see only the beginning of long texts: give class_names that "
+            "differ in other words.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _encode_prompts(featurizer, prompts):
+    """Unit embeddings of texts, each encoded once for any number of fits."""
+    fingerprint = featurizer._encoder().fingerprint
+    store = open_cache(cache_place(featurizer))
+    keys = [
+        hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        for key in (f"{fingerprint}\0text\0{prompt}" for prompt in prompts)
+    ]
+    rows = store.get_many(keys)
+    missing = [i for i, row in enumerate(rows) if row is None]
+    if missing:
+        encoded = featurizer.encode_text([prompts[i] for i in missing])
+        encoded = unit(np.asarray(encoded, dtype=np.float32))
+        store.put_many([keys[i] for i in missing], encoded)
+        for i, row in zip(missing, encoded, strict=True):
+            rows[i] = row
+    return np.stack(rows)
+
+
+def unit(rows):
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(norms, np.finfo(rows.dtype).tiny)

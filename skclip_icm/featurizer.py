@@ -1,6 +1,5 @@
 """The estimator that turns images into CLIP embeddings."""
 
-import copy
 from functools import partial
 from numbers import Integral
 
@@ -10,6 +9,7 @@ from sklearn.utils import check_random_state
 
 from skclip_icm._encoding.encode_loop import embed
 from skclip_icm._encoding.encoder import load_encoder
+from skclip_icm._encoding.places import cache_place, copied, model_place
 from skclip_icm._encoding.progress import (
     CallbackSupportMixin,
     progress_bar,
@@ -348,7 +348,7 @@ class CLIPFeaturizer(
             return Z
 
         # Counterparts are made later, by the parameters of now.
-        maker = copy.copy(self)
+        maker = copied(self)
 
         def compute(rows):
             embeddings, lost, _ = maker._embed(items, views, rows, contents)
@@ -368,7 +368,7 @@ class CLIPFeaturizer(
             items,
             encoder,
             views,
-            open_cache(self.cache),
+            open_cache(cache_place(self)),
             batch_size=encoder.batch_size if size == "auto" else size,
             n_jobs=self.n_jobs,
             on_error=self.on_error,
@@ -380,9 +380,9 @@ class CLIPFeaturizer(
         return self._normalized(embeddings), failed, contents
 
     def _encoder(self):
-        names = "pretrained device dtype calibration backend compile preprocessing"
+        names = "device dtype calibration backend compile preprocessing"
         options = {name: getattr(self, name) for name in names.split()}
-        return load_encoder(self.model_name, **options)
+        return load_encoder(*model_place(self), **options)
 
     def _normalized(self, embeddings):
         if self.normalize:

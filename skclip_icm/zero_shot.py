@@ -1,27 +1,25 @@
 """Classify images by the names of the classes, in the invariant subspace."""
 
 import copy
-import hashlib
-import warnings
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skclip_icm._containers import check_same_columns, column_names, refuse_tables
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
-from skclip_icm._encoding.stores import open_cache
-from skclip_icm._estimators import HasMethods, VersionedEstimator
-from skclip_icm._prompts import name_classes, prompts_of
+from skclip_icm._estimators import HasMethods, StrOptions, VersionedEstimator
+from skclip_icm._prompts import (
+    class_embeddings,
+    name_classes,
+    prompts_of,
+    unit,
+    warn_of_coinciding,
+)
 from skclip_icm.pairs import find_paired
-
-_ROWS_AT_ONCE = 1024
-_MAX_TOLD = 5
-# One text in batches of different sizes, in bfloat16, is about that far from itself.
-_SAME = 1e-5
 
 
 class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimator):
@@ -34,8 +32,9 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
 
         p(c \mid x) \propto \exp\bigl(s \cos(A f_I(x), A f_T(t_c))\bigr) ,
 
-    where *s* is the temperature that the model was trained with. This is the
-    invariant predictor of CLIP-ICM ([1]_); without `icm` it is CLIP's own ([2]_).
+    where *s* is the scale that the model was trained with. This is the invariant
+    predictor of CLIP-ICM ([1]_); without `icm` it is CLIP's own ([2]_). With `icm`, *s*
+    is adjusted, see the notes.
 
     Parameters
     ----------
@@ -54,6 +53,10 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         class, one or a list, with or without a slot. The embedding of a class is the
         normalised mean of the normalised embeddings of its prompts, one for each name
         and template ([2]_, section 3.1.4).
+    link : {"softmax", "sigmoid"}, default="softmax"
+        What makes probabilities of the logits. "softmax": one of the classes is right,
+        and rows sum to one. "sigmoid": each class is right or not, by itself, as models
+        such as SigLIP are trained ([3]_); rows need not sum to one.
 
     Attributes
     ----------
@@ -64,6 +67,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         Unit embeddings of the classes, before :math:`A`.
     logit_scale_ : float
         The factor *s* of the cosines.
+    logit_bias_ : float
+        What is added to them; 0 with "softmax", which would cancel it.
     featurizer_ : CLIPFeaturizer
         Clone of `featurizer`.
     icm_ : ICMTransformer or None
@@ -82,8 +87,16 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
     -----
     Every method takes embeddings in place of images, as a float array or frame of
     shape (n, d); `PairedEmbeddings` for fitting with counterparts. Labels never
-    influence :math:`A`. Models trained with a sigmoid loss add a bias to all logits,
-    which the softmax cancels.
+    influence :math:`A`.
+
+    Cosines of mapped embeddings spread more from class to class than those of whole
+    ones: what images and texts share goes, and what is left is of unit length again. So
+    the model's own scale would make nearly every prediction certain. What follows is
+    ours and not from [1]_: over the images given to `fit`, let *v* be the mean variance
+    of an image's cosines with the classes, *v'* that of the mapped ones, and *m* and
+    *m'* the means of these cosines. Then :math:`s' = s \sqrt{v / v'}` leaves the
+    spread of the logits as it was, and the bias of a sigmoid becomes
+    :math:`b' = b + s m - s' m'`, which leaves their mean. Neither changes a prediction.
 
     References
     ----------
@@ -91,6 +104,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
        Models", ICML 2025, arXiv:2405.15289.
     .. [2] A. Radford et al., "Learning Transferable Visual Models From Natural
        Language Supervision", ICML 2021, arXiv:2103.00020.
+    .. [3] X. Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023,
+       arXiv:2303.15343.
 
     Examples
     --------
@@ -113,15 +128,23 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         "icm": [HasMethods(["fit", "project"]), None],
         "class_names": ["array-like", Mapping, None],
         "templates": [str, "array-like", Mapping],
+        "link": [StrOptions({"softmax", "sigmoid"})],
     }
 
     def __init__(
-        self, featurizer, icm=None, *, class_names=None, templates="a photo of a {}."
+        self,
+        featurizer,
+        icm=None,
+        *,
+        class_names=None,
+        templates="a photo of a {}.",
+        link="softmax",
     ):
         self.featurizer = featurizer
         self.icm = icm
         self.class_names = class_names
         self.templates = templates
+        self.link = link
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
@@ -144,7 +167,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         ------
         ValueError
             If the classes have no names, `y` holds a label that `class_names` does not
-            name, a template has no slot, or `icm` finds no counterparts.
+            name, a template has no slot, `icm` finds no counterparts, or the model was
+            not trained for the sigmoid that is asked for.
 
         Warns
         -----
@@ -156,11 +180,11 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         self.classes_, names = name_classes(self.class_names, y)
         prompts = prompts_of(self.classes_, names, self.templates)
         self.featurizer_ = clone(self.featurizer)
-        self.text_embeddings_ = _class_embeddings(self.featurizer_, prompts)
-        _warn_of_coinciding(names, self.text_embeddings_)
+        self.text_embeddings_ = class_embeddings(self.featurizer_, prompts)
+        warn_of_coinciding(names, self.text_embeddings_)
         self.n_features_in_ = self.text_embeddings_.shape[1]
-        self.logit_scale_ = self.featurizer_._encoder().logit_scale
         self._columns = column_names(X) if _holds_embeddings(X) else None
+        self.logit_scale_, self.logit_bias_ = self._model_logits()
         with tell_callbacks(self, X):
             self.icm_ = self._fit_icm(X)
         self.shift_ = np.zeros(self.n_features_in_, dtype=np.float32)
@@ -227,12 +251,16 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         Returns
         -------
         P : ndarray of shape (n, n_classes)
-            Softmax of the logits; columns in the order of `classes_`.
+            Columns in the order of `classes_`. With ``link="sigmoid"``, each is the
+            probability that the image shows this class, whatever else it shows: rows
+            need not sum to one, as metrics such as `sklearn.metrics.log_loss` expect.
+            The largest one is still that of what `predict` returns.
         """
-        return softmax(self._logits(X), axis=1)
+        logits = self._logits(X)
+        return expit(logits) if self.link == "sigmoid" else softmax(logits, axis=1)
 
     def decision_function(self, X):
-        """Return the logits: cosines times the temperature of the model.
+        """Return the logits: cosines times the scale, and the bias of a sigmoid.
 
         Parameters
         ----------
@@ -263,7 +291,34 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
             return None
         Z = self._embed(X, self.featurizer_.fit_transform)
         _check_pairs(self.icm, Z)
-        return clone(self.icm).fit(Z)
+        icm = clone(self.icm).fit(Z)
+        self._keep_spread(np.asarray(Z), icm)
+        return icm
+
+    def _model_logits(self):
+        """Return scale and bias of the model's logits."""
+        encoder = self.featurizer_._encoder()
+        if self.link == "softmax":
+            return encoder.logit_scale, 0.0
+        if encoder.logit_bias is None:
+            raise ValueError(
+                "link='sigmoid' is for models trained with a sigmoid loss, such as "
+                "SigLIP, found one without a bias. Set link='softmax'."
+            )
+        return encoder.logit_scale, encoder.logit_bias
+
+    def _keep_spread(self, Z, icm):
+        """Adjust scale and bias to the cosines of mapped embeddings, see the notes."""
+        T = self.text_embeddings_
+        (spread, mean), (mapped_spread, mapped_mean) = (
+            _spread_and_mean(_cosines(*rows))
+            for rows in ((Z, T), (icm.project(Z), icm.project(T)))
+        )
+        scale = self.logit_scale_
+        if spread and mapped_spread:  # neither one class only, nor equal ones
+            self.logit_scale_ = scale * spread / mapped_spread
+        if self.link == "sigmoid":
+            self.logit_bias_ += scale * mean - self.logit_scale_ * mapped_mean
 
     def _logits(self, X):
         check_is_fitted(self)
@@ -273,7 +328,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
             Z = Z + self.shift_
         if self.icm_ is not None:
             Z, T = self.icm_.project(Z), self.icm_.project(T)
-        return self.logit_scale_ * (_unit(Z) @ _unit(T).T)
+        return self.logit_scale_ * _cosines(Z, T) + self.logit_bias_
 
     def _embed(self, X, encode):
         """Embeddings of `X`, as a plain array or with their counterparts."""
@@ -298,54 +353,6 @@ def _holds_embeddings(X):
     return kind == "f" and X.ndim == 2
 
 
-def _class_embeddings(featurizer, prompts):
-    encoded = _encode_prompts(featurizer, [text for some in prompts for text in some])
-    ends = np.cumsum([len(some) for some in prompts])
-    return _unit(np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])]))
-
-
-def _warn_of_coinciding(names, rows):
-    """Warn of classes of which the first is predicted always, the others never."""
-    told = []
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        cosines = rows[start : start + _ROWS_AT_ONCE] @ rows[start:].T
-        pairs = np.argwhere(np.triu(cosines > 1 - _SAME, 1)) + start
-        pairs = pairs[: _MAX_TOLD + 1]
-        told += [f"{names[i][0]!a} and {names[j][0]!a}" for i, j in pairs]
-        if len(told) > _MAX_TOLD:
-            break
-    if told:
-        more = ", and so on" if len(told) > _MAX_TOLD else ""
-        warnings.warn(
-            "The model gives the same embedding to the prompts of "
-            f"{'; of '.join(told[:_MAX_TOLD])}{more}: of these classes only one can "
-            "ever be predicted. It may not know these words, not tell upper from lower "
-            "case, or see only the beginning of long texts: give class_names that "
-            "differ in other words.",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _encode_prompts(featurizer, prompts):
-    """Unit embeddings of texts, each encoded once for any number of fits."""
-    fingerprint = featurizer._encoder().fingerprint
-    store = open_cache(featurizer.cache)
-    keys = [
-        hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-        for key in (f"{fingerprint}\0text\0{prompt}" for prompt in prompts)
-    ]
-    rows = store.get_many(keys)
-    missing = [i for i, row in enumerate(rows) if row is None]
-    if missing:
-        encoded = featurizer.encode_text([prompts[i] for i in missing])
-        encoded = _unit(np.asarray(encoded, dtype=np.float32))
-        store.put_many([keys[i] for i in missing], encoded)
-        for i, row in zip(missing, encoded, strict=True):
-            rows[i] = row
-    return np.stack(rows)
-
-
 def _check_pairs(icm, Z):
     pairs = getattr(icm, "pairs", None)
     given_alone = isinstance(pairs, tuple) and len(pairs) == 2
@@ -358,6 +365,11 @@ def _check_pairs(icm, Z):
         )
 
 
-def _unit(rows):
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(norms, np.finfo(rows.dtype).tiny)
+def _cosines(Z, T):
+    return unit(Z) @ unit(T).T
+
+
+def _spread_and_mean(cosines):
+    """Standard deviation over the classes, of all images, and mean; plain floats."""
+    variance = cosines.var(axis=1, dtype=np.float64).mean()
+    return float(np.sqrt(variance)), float(cosines.mean(dtype=np.float64))

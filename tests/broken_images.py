@@ -73,8 +73,9 @@ def encoded(image, image_format, **options):
 
 def in_mode(image, mode):
     """Convert to any mode, also to those that Pillow does not convert to."""
-    if mode == "I;16":
-        return Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
+    if mode in ("I", "I;16"):
+        dtype = np.uint16 if mode == "I;16" else np.int32
+        return Image.fromarray(np.asarray(image.convert("L"), dtype) * dtype(257))
     if mode == "F":
         return Image.fromarray(np.asarray(image.convert("L"), np.float32) / 255)
     if mode in ("RGBA", "LA", "PA"):

@@ -1,5 +1,7 @@
 """Fixtures shared by the tests: real photographs, and a count of forward passes."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,6 +39,29 @@ def photographs():
     return np.stack(
         [np.asarray(Image.fromarray(c).resize((60, 48), Image.BICUBIC)) for c in coarse]
     )
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A small vision transformer of random weights, as the name of a model."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {**vision, "head_width": 32},
+        "text_cfg": {**text, "layers": 1},
+    }
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.manual_seed(0)
+    weights = open_clip.CLIP(**config).state_dict()
+    weights = {key: value.contiguous() for key, value in weights.items()}
+    save_file(weights, folder / "model.safetensors")
+    return f"local-dir:{folder}"
 
 
 @pytest.fixture

@@ -198,7 +198,9 @@ def test_embeddings_from_lists_in_parquet(ray, rows, tmp_path):
     assert_same_fit(fitted, expected)
 
 
-def test_parquet_that_ray_wrote_is_read_with_ray_and_without(ray, rows, tmp_path):
+@pytest.mark.parametrize("k", [1, 2])
+def test_parquet_that_ray_wrote_is_read_with_ray_and_without(ray, rows, tmp_path, k):
+    rows = {**rows, "do": np.concatenate([rows["do"], rows["do"][::-1]], axis=1)[:, :k]}
     dataset_of(ray, rows).write_parquet(str(tmp_path))
     icm, expected = (
         ICMTransformer(),

@@ -285,8 +285,8 @@ def test_nothing_is_unpickled(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones(4, np.float32), r"expected an array of shape \(n, d\), got \(4,\)"),
-        (np.ones((4, 2, 3)), r"got \(4, 2, 3\)"),
+        (np.ones(4, np.float32), r"expected an array of shape \(n, d\).*got \(4,\)"),
+        (np.ones((4, 2, 3, 2)), r"got \(4, 2, 3, 2\)"),
         (np.ones((4, 2), np.int64), "dtype int64, expected float16"),
         (np.ones((4, 2), complex), "dtype complex128"),
         (np.ones((0, 2)), "no file there holds a row"),
@@ -306,6 +306,78 @@ def test_files_that_are_cut_short(folders):
     os.truncate(path, 3)
     with pytest.raises(ValueError, match=r"img_emb_2.npy: this is not a NumPy file"):
         EmbeddingFiles(folders / "img_emb")
+
+
+@pytest.mark.parametrize("n_rows", [0, -1, 2.5, "all"])
+def test_chunks_of_no_rows(folders, n_rows):
+    with pytest.raises(ValueError, match=rf"n_rows is {n_rows!r}, expected a whole"):
+        EmbeddingFiles(folders / "img_emb").chunks(n_rows)
+
+
+@pytest.mark.parametrize("row", [-1, 1200, 1.5])
+def test_locates_only_rows_that_are_there(folders, row):
+    with pytest.raises(IndexError, match=rf"row {row} is not there: .* 0 to 1199"):
+        EmbeddingFiles(folders / "img_emb").locate(row)
+
+
+def test_hidden_files_are_no_parts(folders):
+    whole = np.asarray(EmbeddingFiles(folders / "img_emb"))
+    for name in (".DS_Store", "._img_emb_0.npy", ".img_emb_0.npy.unfinished"):
+        (folders / "img_emb" / name).write_bytes(b"\0\5\x16\7")
+    np.testing.assert_array_equal(EmbeddingFiles(folders / "img_emb"), whole)
+    (folders / "hidden").mkdir()
+    (folders / "hidden" / "._img_emb_0.npy").write_bytes(b"\0\5\x16\7")
+    with pytest.raises(FileNotFoundError, match=r"a folder without \.npy files"):
+        EmbeddingFiles(folders / "hidden")
+
+
+def test_digits_that_are_no_numbers(data, tmp_path):
+    Z = np.asarray(data.embeddings)
+    for name, rows in [("emb_10\u00b23", Z[700:]), ("emb_9\u00b23", Z[:700])]:
+        np.save(tmp_path / f"{name}.npy", rows)
+    np.testing.assert_array_equal(EmbeddingFiles(tmp_path), Z)
+
+
+def test_something_else_than_one_array_in_a_file(tmp_path):
+    path = tmp_path / "Z.npy"
+    with open(path, "wb") as file:
+        np.save(file, np.ones((2, 3)))
+        np.save(file, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"Z.npy: \d+ bytes follow the array of shape"):
+        EmbeddingFiles(path)
+    header = bytearray(path.read_bytes())
+    header[8] = ord(" ")  # a length of the header that ends inside of a string
+    path.write_bytes(header)
+    with pytest.raises(ValueError, match=r"Z.npy: this is not a NumPy file"):
+        EmbeddingFiles(path)
+    (tmp_path / "W.npy").mkdir()
+    with pytest.raises(ValueError, match=r"W.npy is a folder, expected a file"):
+        EmbeddingFiles(str(tmp_path / "W*"))
+
+
+def test_counterparts_under_several_interventions_in_one_file(data, tmp_path):
+    Z, Z_do = np.asarray(data.embeddings), data.embeddings.counterparts[:, 0]
+    both = np.stack([Z_do, Z_do[::-1]], axis=1)
+    np.save(tmp_path / "Z.npy", Z)
+    np.save(tmp_path / "both.npy", both)
+    np.save(tmp_path / "columns.npy", np.asfortranarray(both))
+    expected = ICMTransformer().fit(PairedEmbeddings(Z, both))
+    for name in ("both", "columns"):
+        files = EmbeddingFiles(tmp_path / f"{name}.npy")
+        assert files.shape == both.shape
+        icm = fit_files(tmp_path / "Z.npy", ICMTransformer(), X_do=files)
+        assert_same_fit(icm, expected)
+    together = fit_files(Z, ICMTransformer(), X_do=[Z_do, tmp_path / "both.npy"])
+    three = np.concatenate([Z_do[:, None], both], axis=1)
+    assert_same_fit(together, ICMTransformer().fit(PairedEmbeddings(Z, three)))
+    for use in (
+        lambda: fit_files(files, ICMTransformer(), X_do=files),
+        lambda: transform_files(files, icm, tmp_path / "out"),
+    ):
+        with pytest.raises(ValueError, match=r"X has shape \(1200, 2, 64\), expected"):
+            use()
+    with pytest.raises(ValueError, match=r"2 counterparts of 64 features, .* 64 feat"):
+        EmbeddingFiles([tmp_path / "Z.npy", tmp_path / "both.npy"])
 
 
 # Parquet
@@ -375,6 +447,58 @@ def test_parquet_columns_that_are_no_embeddings(tmp_path, pa):
     write_parquet(pa, path, pa.array([[1.0, 2.0], None]))
     with pytest.raises(ValueError, match=r"part.parquet, row 1: .* holds 0 numbers"):
         np.asarray(EmbeddingFiles(path, column="embedding"))
+
+
+def test_parquet_columns_of_one_name(tmp_path, pa):
+    column = as_column(pa, np.ones((4, 3), np.float32), "fixed")
+    table = pa.table([column, column], names=["Z", "Z"])
+    pa.parquet.write_table(table, tmp_path / "part.parquet")
+    with pytest.raises(ValueError, match=r"there are 2 columns 'Z'"):
+        EmbeddingFiles(tmp_path / "part.parquet", column="Z")
+
+
+def as_tensors(pa, rows, shape, **options):
+    kind = pa.fixed_shape_tensor(pa.float32(), shape, **options)
+    lists = as_column(pa, rows.reshape(len(rows), -1), "fixed")
+    return pa.ExtensionArray.from_storage(kind, lists)
+
+
+def test_counterparts_in_a_column_of_tensors(data, tmp_path, pa):
+    Z, Z_do = np.asarray(data.embeddings), data.embeddings.counterparts
+    both = np.concatenate([Z_do, Z_do[::-1]], axis=1)
+    path = tmp_path / "part.parquet"
+    write_parquet(pa, path, as_tensors(pa, both, [2, 64]))
+    files = EmbeddingFiles(path, column="embedding")
+    np.testing.assert_array_equal(files, both)
+    expected = ICMTransformer().fit(PairedEmbeddings(Z, both))
+    assert_same_fit(fit_files(Z, ICMTransformer(), X_do=files), expected)
+    for shape, options, message in [
+        ([2, 8, 8], {}, r"128 numbers in a row, of shape \(2, 8, 8\)"),
+        ([64, 2], {"permutation": [1, 0]}, "tensors with permuted axes"),
+    ]:
+        write_parquet(pa, path, as_tensors(pa, both, shape, **options))
+        with pytest.raises(ValueError, match=message):
+            EmbeddingFiles(path, column="embedding")
+
+
+@pytest.mark.parametrize("shape", [b"[2, 64]", b"[3, 64]", b"\x80\x05K\x02."])
+def test_tensors_that_ray_wrote_without_ray(data, tmp_path, pa, shape):
+    """As Ray writes them: lists, with the shape in the metadata of the column."""
+    Z_do = data.embeddings.counterparts
+    both = np.concatenate([Z_do, Z_do[::-1]], axis=1)
+    lists = as_column(pa, both.reshape(1200, -1), "large_list")
+    named = {
+        b"ARROW:extension:name": b"ray.data.arrow_tensor_v2",
+        b"ARROW:extension:metadata": shape,
+    }
+    schema = pa.schema([pa.field("Z", lists.type, metadata=named)])
+    path = tmp_path / "part.parquet"
+    pa.parquet.write_table(pa.table([lists], schema=schema), path)
+    if shape == b"[2, 64]":
+        np.testing.assert_array_equal(EmbeddingFiles(path, column="Z"), both)
+        return
+    with pytest.raises(ValueError, match=r"of shape \(3, 64\)|is not written as JSON"):
+        EmbeddingFiles(path, column="Z")
 
 
 def test_a_missing_value_in_parquet_is_nan(tmp_path, pa):

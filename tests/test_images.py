@@ -20,12 +20,13 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from broken_images import png, png_chunk
 from PIL import Image, ImageFile
 
 from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding.stores import _MemoryStore
-from skclip_icm._images import dark, opening
 from skclip_icm._images import decoding as images
+from skclip_icm._images import deep, opening
 from skclip_icm._images.decoding import (
     ImageError,
     as_items,
@@ -758,13 +759,10 @@ def test_heif_without_its_package_names_the_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("high", "top"), [(200, 255), (255, 255), (256, 4095), (4095, 4095)]
 )
-@pytest.mark.parametrize("mode", ["I", "I;16"])
-def test_dark_16_bit_images_are_told_with_their_scale(
-    mode, high, top, caplog, monkeypatch
-):
-    image = Image.new(mode, (4, 4), 1)
+def test_dark_16_bit_images_are_told_with_their_scale(high, top, caplog, monkeypatch):
+    image = Image.new("I;16", (4, 4), 1)
     image.putpixel((0, 0), high)
-    monkeypatch.setattr(dark, "_n_dark", itertools.count())
+    monkeypatch.setattr(deep, "_n_dark", itertools.count())
     with caplog.at_level("WARNING", logger="skclip_icm"):
         decode(image, 3)
         for _ in range(99):
@@ -778,6 +776,87 @@ def test_dark_16_bit_images_are_told_with_their_scale(
 def test_other_16_bit_images_are_not_told(high, caplog):
     decode(Image.new("I;16", (4, 4), high))
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(("high", "top"), [(255, 255), (256, 4095), (4095, 4095)])
+def test_numbers_without_a_white_are_refused(high, top):
+    """Pillow makes mode I of arrays of int, of which nobody knows the scale."""
+    image = Image.fromarray(np.array([[0, 1], [1, high]], np.int32))
+    with pytest.raises(ImageError, match=rf"row 3: .*no value above {top}.* / {top};"):
+        decode(image, 3)
+    scaled = np.asarray(decode(np.asarray(image) / top))
+    assert scaled[1, 1].tolist() == [round(255 * high / top)] * 3
+    assert np.asarray(decode(Image.new("I", (2, 2), 0))).max() == 0
+
+
+def transparent_png(values, key):
+    """A PNG file, 8 or 16 bits by the dtype, in which one colour is transparent."""
+    bits, colour = 8 * values.itemsize, 2 * (values.ndim == 3)
+    rows = b"".join(
+        b"\0" + row.astype(f">u{values.itemsize}").tobytes() for row in values
+    )
+    data, extra = zlib.compress(rows), png_chunk(b"tRNS", key)
+    return png(2, 2, bits=bits, colour=colour, data=data, extra=extra)
+
+
+def tiff(values, photometric, order="<", bits=None):
+    """A TIFF file of one channel, whose zero is white (0) or black (1)."""
+    kind = {"u": 1, "f": 3}[values.dtype.kind]
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    if bits == 12:  # two values in three bytes, and each row begins with a byte
+        data = b"".join(int(f"{a:03x}{b:03x}", 16).to_bytes(3) for a, b in values)
+    tags = {256: 2, 257: 2, 258: bits or 8 * values.itemsize, 259: 1, 262: photometric}
+    tags |= {273: 10 + 12 * 10 + 4, 277: 1, 278: 2, 279: len(data), 339: kind}
+    entries = b"".join(
+        struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()
+    )
+    head = b"II" if order == "<" else b"MM"
+    start = struct.pack(f"{order}HIH", 42, 8, len(tags))
+    return head + start + entries + bytes(4) + data
+
+
+DEEP = np.array([[0, 65535], [25700, 51400]], np.uint16)  # 257 times those of 8 bits
+
+
+@pytest.mark.parametrize("key", [0x6464, 0x6465])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_value_of_16_bits_counts_as_one_of_8_bits(channels, key):
+    shallow = np.array([[0, 255], [100, 200]], np.uint8)
+    files = []
+    for values, value in [(shallow, 100), (DEEP, key)]:
+        colours = values if channels == 1 else np.stack([values] * 3, axis=2)
+        files.append(transparent_png(colours, struct.pack(">H", value) * channels))
+    expected, found = (np.asarray(decode(file)) for file in files)
+    assert expected[1, 0].tolist() == [255] * 3
+    # A grey is compared in 16 bits; of colours, Pillow keeps 8.
+    if channels == 1 and key != 25700:
+        expected = np.asarray(decode(shallow))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(decode(Image.open(io.BytesIO(files[1]))), expected)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("kind", ["uint16", "float32", "12 bits"])
+def test_deep_tiff_files_are_seen_as_those_of_8_bits(kind, photometric, order):
+    shallow = np.array([[0, 255], [100, 200]], np.uint8)
+    expected = np.asarray(decode(tiff(shallow, photometric)))
+    assert expected[0, :, 0].tolist() == ([0, 255] if photometric else [255, 0])
+    values, bits = DEEP, None
+    if kind == "float32":
+        values = (DEEP / 65535).astype(np.float32)
+    elif kind == "12 bits":
+        values, bits = (DEEP.astype(int) * 4095 // 65535).astype(np.uint16), 12
+    file = tiff(values, photometric, order, bits)
+    try:
+        found = np.asarray(decode(file))
+    except ImageError as error:  # Pillow does not know all of them
+        assert "unknown pixel mode" in str(error)
+        known = kind == "float32" or photometric == 1 and kind == "uint16"
+        assert not known
+        return
+    np.testing.assert_allclose(found.astype(int), expected, atol=int(bits == 12))
+    np.testing.assert_array_equal(decode(Image.open(io.BytesIO(file))), found)
 
 
 def test_memory_that_only_the_file_claims_to_need():

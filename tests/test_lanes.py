@@ -9,9 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from skclip_icm import CLIPFeaturizer  # noqa: E402
 from skclip_icm._encoding import lanes  # noqa: E402
 from skclip_icm._encoding.lanes import encode_batch, share, start_lanes  # noqa: E402
-from skclip_icm._encoding.torch_tower import TorchTower, full_float32  # noqa: E402
+from skclip_icm._encoding.stores import _MemoryStore  # noqa: E402
+from skclip_icm._encoding.torch_state import full_float32  # noqa: E402
+from skclip_icm._encoding.torch_tower import TorchTower  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -68,6 +71,32 @@ def test_nan_names_the_row():
         encode(encoder)
 
 
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_nan_of_a_sound_image_is_an_error_and_not_kept(
+    backend, photographs, monkeypatch
+):
+    store = _MemoryStore()
+    featurizer = CLIPFeaturizer(
+        "demo", backend=backend, cache=store, on_error="nan", batch_size=2, n_jobs=1
+    )
+    tower = featurizer._encoder()._tower
+    encode, calls = tower.encode, []
+
+    def nan_in_the_second_batch(pixels):
+        calls.append(len(pixels))
+        found = encode(pixels)
+        found[:, 0] = np.inf if len(calls) == 2 else found[:, 0]
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tower, "encode", nan_in_the_second_batch)
+        with pytest.raises(RuntimeError, match="row 2: the model gives NaN or infin"):
+            featurizer.transform(photographs)
+    assert all(np.isfinite(row).all() for row in store._rows.values())
+    assert len(store) < len(photographs)
+    assert np.isfinite(featurizer.transform(photographs)).all()
+
+
 def test_lanes_share_the_threads_and_leave_torchs_number():
     total = torch.get_num_threads()
     pool, n_lanes = start_lanes(Memory(9), 100, total)
@@ -95,8 +124,7 @@ def test_lanes_that_cannot_start_end(monkeypatch):
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tf32_is_off_for_float32_and_torchs_flags_stay(dtype):
+def test_float32_is_not_shortened_and_torchs_flags_stay():
     def flags():
         allowed = torch.backends.cudnn.allow_tf32
         return torch.get_float32_matmul_precision(), allowed
@@ -105,10 +133,14 @@ def test_tf32_is_off_for_float32_and_torchs_flags_stay(dtype):
     torch.set_float32_matmul_precision("high")
     try:
         chosen = flags()
-        with full_float32(SimpleNamespace(type="cuda"), dtype):
+        with full_float32("cuda"):
+            with full_float32("cuda"):  # as another thread would
+                pass
             inside = flags()
         assert flags() == chosen
-        assert inside == (("highest", False) if dtype == torch.float32 else chosen)
+        with full_float32("cpu"):
+            assert flags() == ("highest", chosen[1])
+        assert inside == ("highest", False)
     finally:
         torch.set_float32_matmul_precision(before[0])
 

@@ -30,26 +30,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(small_model):
     """A small vision transformer, as the parameters of a featurizer."""
-    import json
-
-    import open_clip
-    from safetensors.torch import save_file
-
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2}
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {**vision, "head_width": 32},
-        "text_cfg": {**text, "layers": 1},
-    }
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    torch.manual_seed(0)
-    weights = open_clip.CLIP(**config).state_dict()
-    weights = {key: value.contiguous() for key, value in weights.items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    return {"model_name": f"local-dir:{tmp_path}", "interventions": None}
+    return {"model_name": small_model, "interventions": None}
 
 
 def pixels(n_images):

@@ -67,7 +67,7 @@ class KnownFeaturizer(BaseEstimator):
         return self._rows(contents, styles) * (1 + np.arange(len(texts)))[:, None]
 
     def _encoder(self):
-        return SimpleNamespace(fingerprint="known", logit_scale=10.0)
+        return SimpleNamespace(fingerprint="known", logit_scale=10.0, logit_bias=-3.0)
 
     def _rows(self, contents, styles):
         eye = np.eye(6)
@@ -223,13 +223,61 @@ def test_probabilities_and_decision(known, classifier):
     P = classifier.fit(images).predict_proba(images)
     assert_allclose(P.sum(axis=1), 1, rtol=1e-5)
     logits = classifier.decision_function(images)
-    assert np.abs(logits).max() <= 10 + 1e-4  # cosines times the model's own scale
+    assert np.abs(logits).max() <= classifier.logit_scale_ + 1e-4
     assert_allclose(np.log(P[:, 1] / P[:, 0]), logits[:, 1] - logits[:, 0], atol=1e-4)
     classifier.set_params(class_names=["dog", "cat"]).fit(images)
     margin = classifier.decision_function(images)
     assert margin.shape == (len(images),)
     chosen = classifier.classes_[(margin > 0).astype(int)]
     assert_array_equal(chosen, classifier.predict(images))
+
+
+def test_icm_leaves_spread_and_mean_of_the_logits(known, classifier):
+    """Else unit length, after the projection, makes nearly all of them certain."""
+    images, _ = known
+    for link in ("softmax", "sigmoid"):
+        with_icm = clone(classifier).set_params(link=link).fit(images)
+        plain = clone(with_icm).set_params(icm=None).fit(images)
+        mapped, whole = (m.decision_function(images) for m in (with_icm, plain))
+        assert_allclose(mapped.var(axis=1).mean(), whole.var(axis=1).mean(), rtol=1e-4)
+        if link == "sigmoid":
+            assert_allclose(mapped.mean(), whole.mean(), rtol=1e-4)
+        assert plain.logit_scale_ == 10
+    # One class, of which there is no spread.
+    one = clone(classifier).set_params(class_names=["cat"]).fit(images)
+    assert one.logit_scale_ == 10
+
+
+def test_sigmoid_judges_each_class_by_itself(known, classifier):
+    images, _ = known
+    model = classifier.set_params(link="sigmoid").fit(images)
+    P, logits = model.predict_proba(images), model.decision_function(images)
+    assert_allclose(P, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+    assert not np.allclose(P.sum(axis=1), 1)
+    assert_array_equal(model.classes_[P.argmax(axis=1)], model.predict(images))
+    plain = clone(model).set_params(icm=None).fit(images)
+    cosines = (plain.decision_function(images) + 3) / 10
+    assert np.abs(cosines).max() <= 1 + 1e-6
+    with pytest.raises(ValueError, match="link='sigmoid' is for models .* SigLIP"):
+        ZeroShotClassifier(
+            CLIPFeaturizer("demo"), class_names=NAMES, link="sigmoid"
+        ).fit(images)
+
+
+def test_texts_of_nan_are_an_error_and_not_kept(monkeypatch, photographs):
+    encoder = load_encoder("demo", None)
+    classifier = ZeroShotClassifier(CLIPFeaturizer("demo"), class_names=["wombat"])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            encoder._model,
+            "encode_text",
+            lambda t, normalize: torch.full((1, 9), np.nan),
+        )
+        with pytest.raises(
+            RuntimeError, match=r"texts\[0\], 'a photo of a wombat.'.*NaN"
+        ):
+            classifier.fit(photographs)
+    assert np.isfinite(classifier.fit(photographs).text_embeddings_).all()
 
 
 def test_prompt_ensemble_averages_unit_embeddings(known, classifier):

@@ -16,10 +16,12 @@ from skclip_icm._encoding.options import (
     check_backend,
     check_dtype,
     find_device,
+    finite_texts,
     has_native_bfloat16,
     suits_openvino,
 )
 from skclip_icm._encoding.quantizing import Calibration
+from skclip_icm._encoding.torch_state import usual_state
 from skclip_icm._encoding.torch_tower import TorchTower, on_raw_pixels
 from skclip_icm._encoding.weights import (
     WeightsNotFoundError,
@@ -31,8 +33,8 @@ from skclip_icm._locks import Lock
 
 __all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_models"]
 
-# Part of every fingerprint: raised when a change here moves the embeddings.
-_NUMERICS_VERSION = 2
+# Part of every fingerprint: raised when a change, also of decoding, moves embeddings.
+_NUMERICS_VERSION = 3
 _MAX_TEXTS = 256
 _MAX_MODELS = 4
 
@@ -110,7 +112,9 @@ def load_encoder(
     wanted = *options, sample and sample.key
     with _lock:
         if wanted not in _encoders:
-            encoder = _in_usable_thread(Encoder, *options, sample)
+            encoder = _in_usable_thread(
+                usual_state(loading=True)(Encoder), *options, sample
+            )
             # The same model may have been reached by another name or by "auto".
             _encoders[wanted] = next(
                 (
@@ -326,14 +330,14 @@ class Encoder:
         import torch
 
         parts = []
-        with torch.inference_mode():
+        with usual_state(self.device.type), torch.inference_mode():
             for start in range(0, len(texts), _MAX_TEXTS):
                 tokens = self._tokenize(texts[start : start + _MAX_TEXTS])
                 features = self._model.encode_text(
                     tokens.to(self.device), normalize=False
                 )
                 parts.append(_to_numpy(features))
-        return np.concatenate(parts)
+        return finite_texts(np.concatenate(parts), texts, self)
 
     def _numerics(self):
         """Return what decides the embeddings beside model and preprocessing."""

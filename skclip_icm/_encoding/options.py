@@ -1,5 +1,7 @@
 """What a model computes on and in: what is asked for, against what is there."""
 
+import numpy as np
+
 from skclip_icm._encoding import openvino_tower
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -83,3 +85,16 @@ def has_native_bfloat16(device):
         names = ("avx512_bf16", "amx_bf16", "bf16")
         return any(capabilities.get(name, False) for name in names)
     return False
+
+
+def finite_texts(embeddings, texts, encoder):
+    """Return embeddings of texts, or raise RuntimeError where they are not finite."""
+    bad = ~np.isfinite(embeddings).all(axis=1)
+    if bad.any():
+        index = int(bad.argmax())
+        raise RuntimeError(
+            f"texts[{index}], {texts[index]!r}: the model gives NaN or infinity, "
+            f"computing in {encoder.dtype} on {encoder.device}. Set dtype='bfloat16' "
+            "or 'float32'; if it stays so, the weights are damaged."
+        )
+    return embeddings

@@ -1,10 +1,6 @@
 """An image tower computed by torch, on any device."""
 
-from contextlib import contextmanager
-
-from skclip_icm._locks import Lock
-
-_flags_lock = Lock()
+from skclip_icm._encoding.torch_state import usual_state
 
 
 class TorchTower:
@@ -44,13 +40,12 @@ class TorchTower:
         n_images = len(pixels)
         if self._compiled and n_images == 1:
             pixels = pixels.expand(2, -1, -1, -1)  # one is a size of its own there
-        with torch.inference_mode():
+        with usual_state(self._device.type), torch.inference_mode():
             batch = self._to_device(pixels).to(torch.float32)
             # open_clip's arithmetic, in float32 whatever the model computes in.
             batch = batch.div_(255).sub_(self._mean).div_(self._std)
             batch = batch.to(self._dtype, memory_format=self._layout)
-            with full_float32(self._device, self._dtype):
-                features = self._model.encode_image(batch, normalize=False)
+            features = self._model.encode_image(batch, normalize=False)
             return features[:n_images].float().cpu().numpy()
 
     def compile(self, name, example):
@@ -114,27 +109,3 @@ def on_raw_pixels(model, preprocess):
             return self.model.encode_image(batch, normalize=False)
 
     return RawPixelTower().eval()
-
-
-@contextmanager
-def full_float32(device, dtype):
-    """Let a GPU not shorten float32 to TF32, and leave torch's settings as they were.
-
-    Kernels are chosen when they are launched, which does not wait for the GPU, so
-    threads take turns here.
-    """
-    import torch
-
-    if device.type != "cuda" or dtype != torch.float32:
-        yield
-        return
-    with _flags_lock:
-        matmul = torch.get_float32_matmul_precision()
-        convolution = torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(matmul)
-            torch.backends.cudnn.allow_tf32 = convolution

@@ -1,8 +1,9 @@
 """Anything to an RGB image, or a clear error.
 
 Files are untrusted, see `opening`. Of the images above `LARGE_PIXELS` one is decoded
-at a time, so that a few do not fill the memory. No global state of Pillow is changed,
-and every function may be called from many threads at once.
+at a time, so that a few do not fill the memory. Limits and flags of Pillow, which are
+those of the process, have no say, and stay as they are. Every function may be called
+from many threads at once.
 """
 
 import hashlib
@@ -10,11 +11,12 @@ import re
 import traceback
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
-from skclip_icm._images.dark import warn_if_dark
+from skclip_icm._images.deep import find_scale, is_deep
 from skclip_icm._images.inputs import (
     MAX_BYTES,
     ImageError,
@@ -33,7 +35,7 @@ from skclip_icm._images.opening import (
     check_size,
     open_image,
 )
-from skclip_icm._locks import Lock
+from skclip_icm._locks import Flag, Lock
 
 __all__ = [
     "FORMATS",
@@ -69,6 +71,10 @@ _BAND_PIXELS = 2**22
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 _MAX_ATTEMPTS = 100  # how often other threads may bring Pillow's warnings back
 
+_FLAG = "LOAD_TRUNCATED_IMAGES"  # with which Pillow fills up what is missing with grey
+_NOT_TRUNCATED = Flag(
+    partial(getattr, ImageFile, _FLAG), partial(setattr, ImageFile, _FLAG), False
+)
 _LARGE = Lock()
 # Loading a PIL image changes it, and it may stand in several rows.
 _LOADING = tuple(Lock() for _ in range(64))
@@ -120,8 +126,9 @@ def decode(content, row=None, name="", target=None, resize=None):
     The EXIF orientation is applied; transparency is laid on white; an animation
     gives its first frame (a PIL image its current one), a multi-page file its first
     page. 16-bit greyscale is divided by 257 and rounded; mode "I" must lie in
-    [0, 65535] and is taken as 16-bit; mode "F" must lie in [0, 1]. Colour profiles
-    are not applied. A truncated file is an error, a damaged EXIF block is not.
+    [0, 65535], is taken as 16-bit and refused if it would be nearly black; mode "F"
+    must lie in [0, 1]. Colour profiles are not applied. A truncated file is an error,
+    a damaged EXIF block is not.
 
     Parameters
     ----------
@@ -163,7 +170,7 @@ def decode(content, row=None, name="", target=None, resize=None):
     try:
         for _ in range(_MAX_ATTEMPTS):
             try:
-                with _no_warning_raised():
+                with _no_warning_raised(), _NOT_TRUNCATED.held():
                     return _decode(content, row, name, target, resize)
             except Warning as warning:  # another thread has changed the filters
                 _free_locals(warning)
@@ -258,14 +265,14 @@ def _load(image, row, name, shared):
     if shared:
         with _LOADING[id(image) // 64 % len(_LOADING)]:
             image.load()
-            return _to_rgb(_upright(image), row, name)
+            return _to_rgb(image, row, name)
     image.load()
-    upright = _upright(image)
     # Nobody else holds this image: copying it can take as long as decoding it.
-    if upright.mode == "RGB" and not upright.has_transparency_data:
-        upright.info = {}
-        return upright
-    return _to_rgb(upright, row, name)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        image = _upright(image)
+        image.info = {}
+        return image
+    return _to_rgb(image, row, name)
 
 
 def _reduce(image, target):
@@ -291,26 +298,37 @@ def _upright(image):
 
 
 def _to_rgb(image, row, name):
-    if image.mode.startswith("I"):
-        warn_if_dark(image, row, name)
-    width, height = image.size
-    step = max(1, _BAND_PIXELS // width)
-    if step >= height:
-        return _band_to_rgb(image, row, name)
-    result = Image.new("RGB", image.size)
-    for top in range(0, height, step):
-        box = (0, top, width, min(top + step, height))
-        result.paste(_band_to_rgb(image.crop(box), row, name), box)
+    upright, to_8_bit = _upright(image), None
+    if is_deep(image):
+        bands = lambda: (band for _, band in _bands(image))  # noqa: E731
+        to_8_bit = find_scale(image, bands, row, name)
+    result = Image.new("RGB", upright.size)
+    for box, band in _bands(upright):
+        rgb = _band_to_rgb(to_8_bit(band) if to_8_bit else band)
+        if rgb.size == upright.size:
+            return rgb
+        result.paste(rgb, box)
     return result
 
 
-def _band_to_rgb(image, row, name):
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image, row, name)
+def _bands(image):
+    """Iterate over parts of an image, and where they are in it."""
+    width, height = image.size
+    step = max(1, _BAND_PIXELS // width)
+    if step >= height:
+        yield (0, 0, width, height), image
+        return
+    for top in range(0, height, step):
+        box = (0, top, width, min(top + step, height))
+        # Image.crop would raise by Pillow's limit of pixels.
+        yield box, image._new(image.im.crop(box))
+
+
+def _band_to_rgb(image):
     if image.mode == "La":  # which Pillow converts to nothing else
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = _with_short_key(image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     image = image.convert("RGB")  # copies an image that is RGB already
@@ -318,16 +336,14 @@ def _band_to_rgb(image, row, name):
     return image
 
 
-def _to_8_bit(image, row, name):
-    values = np.asarray(image)
-    if image.mode == "F":
-        return Image.fromarray(check_array(values, row, name))
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise row_error(
-            row,
-            name,
-            f"values from {low} to {high} in mode {image.mode}, expected 0 to 65535",
-            "Convert the image to 8 or 16 bits.",
-        )
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+def _with_short_key(image):
+    """Return an image whose transparent colour is of 8 bits, as its pixels are.
+
+    Of a PNG file of 16 bits, Pillow shortens the pixels only.
+    """
+    key = image.info.get("transparency")
+    if not isinstance(key, tuple) or max(key) <= 255:
+        return image
+    image = image.copy()
+    image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image

@@ -1,10 +1,12 @@
 """Embeddings that lie in files, read chunk by chunk."""
 
 import glob
+import math
 import os
 import re
 from bisect import bisect_right
 from itertools import accumulate
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +20,29 @@ CHUNK_BYTES = 32 * 2**20
 class EmbeddingFiles:
     """Embeddings in ``.npy`` or Parquet files, as one array of shape (n, d).
 
-    Only what the files say of their shape is read when this object is made. Rows come
-    by `chunks`; ``numpy.asarray`` of this object reads all of them.
+    Counterparts under several interventions may lie in one file, as an array of shape
+    (n, k, d) or as a column of tensors of shape (k, d). Only what the files say of
+    their shape is read when this object is made. Rows come by `chunks`;
+    ``numpy.asarray`` of this object reads all of them.
 
     Parameters
     ----------
     source : path or list of paths
         A file; a pattern such as "img_emb/img_emb_*.npy"; a folder, for all its
-        ``.npy`` files, or its ``.parquet`` files if `column` is given; or a list of
-        files. Files of a folder or pattern are ordered by the numbers in their names
-        (2 before 10), a list stays in its order. This is how clip-retrieval and
-        img2dataset number their parts.
+        ``.npy`` files, or its ``.parquet`` files if `column` is given, without hidden
+        ones; or a list of files. Files of a folder or pattern are ordered by the
+        numbers in their names (2 before 10), a list stays in its order. This is how
+        clip-retrieval and img2dataset number their parts.
     column : str, default=None
-        For Parquet, the column that holds the embeddings, as lists of floats.
+        For Parquet, the column that holds the embeddings, as lists or tensors of
+        floats.
 
     Attributes
     ----------
     paths : list of pathlib.Path
         The files, in order.
     shape : tuple of int
-        (n, d).
+        (n, d), or (n, k, d) of counterparts in one file.
     dtype : dtype
         Of the chunks: float64 if a file holds float64, else float32. Files of float16
         are converted chunk by chunk.
@@ -48,7 +53,7 @@ class EmbeddingFiles:
         If there is no such file, or a number in the sequence of parts is missing.
     ValueError
         If a file is neither NumPy nor Parquet, holds something else than floats (no
-        file is ever unpickled), or the parts differ in width.
+        file is ever unpickled) or more than one array, or the parts differ in width.
 
     See Also
     --------
@@ -75,13 +80,13 @@ class EmbeddingFiles:
         if not filled:
             raise ValueError(f"{source}: no file there holds a row.")
         for part in filled:
-            if part.n_features != filled[0].n_features:
+            if part.row_shape != filled[0].row_shape:
                 raise ValueError(
-                    f"{part.path} holds {part.n_features} features, {filled[0].path} "
-                    f"{filled[0].n_features}: give files of one model."
+                    f"{part.path} holds {_features(part)}, {filled[0].path} "
+                    f"{_features(filled[0])}: give files of one model."
                 )
         self._ends = list(accumulate(part.n_rows for part in self._parts))
-        self.shape = (self._ends[-1], filled[0].n_features)
+        self.shape = (self._ends[-1], *filled[0].row_shape)
         wide = any(part.dtype.itemsize == 8 for part in filled)
         self.dtype = np.dtype(np.float64 if wide else np.float32)
 
@@ -89,8 +94,8 @@ class EmbeddingFiles:
         return self.shape[0]
 
     def __repr__(self):
-        n, d = self.shape
-        return f"<EmbeddingFiles: {n} x {d} {self.dtype} in {len(self.paths)} files>"
+        shape = " x ".join(map(str, self.shape))
+        return f"<EmbeddingFiles: {shape} {self.dtype} in {len(self.paths)} files>"
 
     def __array__(self, dtype=None, copy=None):
         if copy is False:
@@ -106,23 +111,37 @@ class EmbeddingFiles:
         Parameters
         ----------
         n_rows : int, default=None
-            Rows in a chunk, across the bounds of files; the last may have fewer. None
-            is as many as fit into 32 MiB.
+            Rows in a chunk, at least 1, across the bounds of files; the last may have
+            fewer. None is as many as fit into 32 MiB.
 
-        Yields
+        Returns
+        -------
+        chunks : iterator of ndarray of shape (`n_rows`, d) or (`n_rows`, k, d)
+            The next rows, each time in an array of its own.
+
+        Raises
         ------
-        chunk : ndarray of shape (`n_rows`, d)
-            The next rows, an array of its own.
+        ValueError
+            If `n_rows` is not a whole number from 1 on.
         """
         if n_rows is None:
-            n_rows = max(1, CHUNK_BYTES // (self.shape[1] * self.dtype.itemsize))
-        n_rows = min(n_rows, len(self))
+            row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+            n_rows = max(1, CHUNK_BYTES // row_bytes)
+        if not isinstance(n_rows, Integral) or n_rows < 1:
+            raise ValueError(
+                f"n_rows is {n_rows!r}, expected a whole number of rows from 1 on, or "
+                "None for as many as fit into 32 MiB."
+            )
+        return self._chunks(min(n_rows, len(self)))
+
+    def _chunks(self, n_rows):
         chunk, filled = None, 0
         for part in self._parts:
             for piece in part.pieces():
                 while len(piece):
                     if chunk is None:
-                        chunk, filled = np.empty((n_rows, self.shape[1]), self.dtype), 0
+                        chunk = np.empty((n_rows, *self.shape[1:]), self.dtype)
+                        filled = 0
                     taken = piece[: n_rows - filled]
                     chunk[filled : filled + len(taken)] = taken
                     filled += len(taken)
@@ -139,7 +158,7 @@ class EmbeddingFiles:
         Parameters
         ----------
         row : int
-            Number of the row, from 0.
+            Number of the row, from 0 on.
 
         Returns
         -------
@@ -147,7 +166,16 @@ class EmbeddingFiles:
             Its file.
         row : int
             Its number in that file, from 0.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
         """
+        if not isinstance(row, Integral) or not 0 <= row < len(self):
+            raise IndexError(
+                f"row {row!r} is not there: rows have the numbers 0 to {len(self) - 1}."
+            )
         part = bisect_right(self._ends, row)
         return self.paths[part], row - (self._ends[part] - self._parts[part].n_rows)
 
@@ -168,7 +196,8 @@ def _find(source, column):
         return [path]
     suffix = ".npy" if column is None else ".parquet"
     if path.is_dir():
-        found = list(path.glob(f"*{suffix}"))
+        # Hidden ones are unfinished, or what macOS keeps beside a file.
+        found = [p for p in path.glob(f"*{suffix}") if not p.name.startswith(".")]
     else:
         found = [Path(name) for name in glob.glob(str(source))]
     if not found:
@@ -182,9 +211,8 @@ def _find(source, column):
 
 
 def _by_numbers(path):
-    return [
-        int(text) if text.isdigit() else text for text in re.split(r"(\d+)", path.name)
-    ]
+    texts = re.split(r"(\d+)", path.name)  # every second one is a number
+    return [int(text) if i % 2 else text for i, text in enumerate(texts)]
 
 
 def _check_numbers(paths):
@@ -209,7 +237,16 @@ def _check_numbers(paths):
         )
 
 
+def _features(part):
+    *several, d = part.row_shape
+    return " counterparts of ".join([*map(str, several), f"{d} features"])
+
+
 def _open_part(path, column):
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, expected a file: a pattern or list names files."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file. The working directory is {os.getcwd()!r}."

@@ -1,5 +1,6 @@
 """Fit and transform embeddings that lie in files, chunk by chunk."""
 
+import math
 import os
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     y : array-like of shape (n,), default=None
         Class labels, for domain and class pairs.
     X_do : EmbeddingFiles, path, array or list of these, default=None
-        Counterparts of the rows of `X`, of the same shape. A list holds those of
-        several interventions.
+        Counterparts of the rows of `X`, of shape (n, d), or (n, k, d) for those under
+        k interventions. A list holds those of several interventions.
     domains : array-like of shape (n,), default=None
         Domain labels, for domain pairs.
 
@@ -69,7 +70,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     >>> icm.n_samples_seen_, icm.n_components_
     (1000, 16)
     """
-    X = _as_rows(X)
+    X = _check_flat(_as_rows(X))
     several = isinstance(X_do, list)
     counterparts = [] if X_do is None else X_do if several else [X_do]
     counterparts = [_as_rows(rows) for rows in counterparts]
@@ -84,7 +85,8 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
             )
     icm, start, by_domain = clone(icm), 0, icm.center == "domain"
     groups = count_groups(icm.pairs, len(X), **labels, by_domain=by_domain)
-    n_rows = max(1, CHUNK_BYTES // (4 * X.shape[1] * (1 + len(counterparts))))
+    n_values = X.shape[1] + sum(math.prod(rows.shape[1:]) for rows in counterparts)
+    n_rows = max(1, CHUNK_BYTES // (4 * n_values))
     sources = [("X", X), *zip(names, counterparts, strict=True)]
     for chunks in zip(*(_chunks(rows, n_rows) for _, rows in sources), strict=True):
         stop = start + len(chunks[0])
@@ -142,7 +144,7 @@ def transform_files(X, icm, folder):
     <EmbeddingFiles: 1000 x 16 float32 in 1 files>
     """
     check_is_fitted(icm)
-    X = X if isinstance(X, EmbeddingFiles) else EmbeddingFiles(X)
+    X = _check_flat(X if isinstance(X, EmbeddingFiles) else EmbeddingFiles(X))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     targets = [folder / f"{path.stem}.npy" for path in X.paths]
@@ -167,6 +169,15 @@ def _as_rows(X):
     return EmbeddingFiles(X) if isinstance(X, str | os.PathLike) else X
 
 
+def _check_flat(X):
+    if isinstance(X, EmbeddingFiles) and len(X.shape) != 2:
+        raise ValueError(
+            f"X has shape {X.shape}, expected (n, d): {X.paths[0]} holds counterparts, "
+            "which are for X_do of fit_files."
+        )
+    return X
+
+
 def _chunks(X, n_rows):
     if isinstance(X, EmbeddingFiles):
         return X.chunks(n_rows)
@@ -175,7 +186,8 @@ def _chunks(X, n_rows):
 
 def _stack(counterparts):
     if len(counterparts) > 1:
-        return np.stack(counterparts, axis=1)
+        rows = [rows[:, None] if rows.ndim == 2 else rows for rows in counterparts]
+        return np.concatenate(rows, axis=1)
     return counterparts[0] if counterparts else None
 
 

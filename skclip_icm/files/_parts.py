@@ -4,6 +4,8 @@ Nothing in a file is ever unpickled. Files are read, not mapped: the pages of a 
 count as resident memory, so a process would seem to grow to the size of the file.
 """
 
+import json
+import math
 import os
 
 import numpy as np
@@ -13,7 +15,7 @@ _PIECE_ROWS = 4096
 
 
 class NpyPart:
-    """Rows of a two-dimensional ``.npy`` file of floats.
+    """Rows of a ``.npy`` file of floats, each of shape (d,) or (k, d).
 
     Parameters
     ----------
@@ -24,16 +26,17 @@ class NpyPart:
     ----------
     path : pathlib.Path
         The file.
-    n_rows, n_features : int
-        Its shape. A file without any value has no rows and 0 features, whatever its
-        shape.
+    n_rows : int
+        Number of rows. A file without any value has none, whatever its shape.
+    row_shape : tuple of int
+        (d,) or (k, d); () where there are no rows.
     dtype : dtype
         float16, float32 or float64, in the byte order of the file.
 
     Raises
     ------
     ValueError
-        If it is no such file, or shorter than its header says.
+        If it is no such file, or shorter or longer than its header says.
     """
 
     def __init__(self, path):
@@ -42,17 +45,22 @@ class NpyPart:
             shape, self._column_major, self.dtype = _read_header(file, path)
             self._offset = file.tell()
             found = file.seek(0, 2) - self._offset
-        self.n_rows, self.n_features = _check_shape(shape, path)
+        self.n_rows, self.row_shape = _check_shape(shape, path)
         if self.dtype.kind != "f" or self.dtype.itemsize > 8:
             raise ValueError(
                 f"{path}: the array is of dtype {self.dtype}, expected float16, "
                 "float32 or float64."
             )
-        expected = self.n_rows * self.n_features * self.dtype.itemsize
+        expected = self.n_rows * math.prod(self.row_shape) * self.dtype.itemsize
         if found < expected:
             raise ValueError(
                 f"{path}: the file is cut short, {found} bytes of values instead of "
                 f"{expected}. Write it again, or copy it again."
+            )
+        if found > expected:
+            raise ValueError(
+                f"{path}: {found - expected} bytes follow the array of shape {shape}, "
+                "such as a second array. Save each array to a file of its own."
             )
 
     def pieces(self):
@@ -66,32 +74,36 @@ class NpyPart:
             file.seek(self._offset)
             for start in range(0, self.n_rows, _PIECE_ROWS):
                 rows = min(_PIECE_ROWS, self.n_rows - start)
-                values = np.fromfile(file, self.dtype, rows * self.n_features)
-                yield values.reshape(rows, self.n_features)
+                n_values = rows * math.prod(self.row_shape)
+                values = np.fromfile(file, self.dtype, n_values)
+                yield values.reshape(rows, *self.row_shape)
 
     def _column_major_pieces(self):
-        shape = (self.n_rows, self.n_features)
+        shape = (self.n_rows, *self.row_shape)
         mapped = np.memmap(self.path, self.dtype, "r", self._offset, shape, order="F")
         for start in range(0, self.n_rows, _PIECE_ROWS):
             yield np.asarray(mapped[start : start + _PIECE_ROWS])
 
 
 class ParquetPart:
-    """Rows of one column of a Parquet file, each a list of equally many floats.
+    """Rows of one column of a Parquet file, each of equally many floats.
 
     Parameters
     ----------
     path : pathlib.Path
         The file. Its footer and its first rows are read here.
     column : str
-        Name of the column: a list, a list of fixed size, or a tensor of floats.
+        Name of the column: a list, a list of fixed size, or a tensor of floats of one
+        or two dimensions.
 
     Attributes
     ----------
     path : pathlib.Path
         The file.
-    n_rows, n_features : int
-        Rows, and floats in each.
+    n_rows : int
+        Number of rows.
+    row_shape : tuple of int
+        (d,) or (k, d); () where there are no rows.
     dtype : dtype
         float16, float32 or float64.
 
@@ -100,22 +112,26 @@ class ParquetPart:
     ImportError
         If pyarrow is missing (extra ``parquet``).
     ValueError
-        If it is no Parquet file, or the column is absent or of another type.
+        If it is no Parquet file, or the column is absent, there twice or of another
+        type.
     """
 
     def __init__(self, path, column):
         self.path, self._column = path, column
         with self._open() as file:
             self.n_rows = file.metadata.num_rows
-            self.dtype = self._value_dtype(file.schema_arrow)
-        self.n_features = 0
+            field = self._field(file.schema_arrow)
+        self.dtype = self._value_dtype(field)
+        self.row_shape = ()
         if self.n_rows:
-            self.n_features = next(self._lists(rows=1)).shape[1]
+            width = next(self._lists(rows=1)).shape[1]
+            self.row_shape = self._row_shape(field, width)
 
     def pieces(self):
         """Yield arrays of a few thousand rows, in order."""
         if self.n_rows:
-            yield from self._lists(_PIECE_ROWS, self.n_features)
+            for values in self._lists(_PIECE_ROWS, math.prod(self.row_shape)):
+                yield values.reshape(len(values), *self.row_shape)
 
     def _open(self):
         try:
@@ -135,15 +151,31 @@ class ParquetPart:
                 f"{self.path}: this is not a Parquet file ({error})."
             ) from error
 
-    def _value_dtype(self, schema):
+    def _field(self, schema):
+        count = schema.names.count(self._column)
+        if count == 1:
+            return schema.field(self._column)
+        what = f"are {count} columns" if count else "is no column"
+        raise ValueError(
+            f"{self.path}: there {what} {self._column!r}; it has {schema.names}, and "
+            "one of that name is needed."
+        )
+
+    def _row_shape(self, field, width):
+        """Shape of a row: what is written of a tensor, else that of a list."""
+        shape = _tensor_shape(field, self.path)
+        shape = (width,) if shape is None else shape
+        if len(shape) not in (1, 2) or math.prod(shape) != width:
+            raise ValueError(
+                f"{self.path}: column {self._column!r} holds {width} numbers in a row, "
+                f"of shape {tuple(shape)}, expected (d,), or (k, d) for counterparts."
+            )
+        return tuple(shape)
+
+    def _value_dtype(self, field):
         import pyarrow as pa
 
-        if self._column not in schema.names:
-            raise ValueError(
-                f"{self.path}: there is no column {self._column!r}; it has "
-                f"{schema.names}."
-            )
-        kind = _storage(schema.field(self._column).type)
+        kind = _storage(field.type)
         lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
         is_list = any(check(kind) for check in lists)
         if not is_list or not pa.types.is_floating(kind.value_type):
@@ -157,7 +189,7 @@ class ParquetPart:
         start = 0
         with self._open() as file:
             for batch in file.iter_batches(rows, columns=[self._column]):
-                values = _to_matrix(batch.column(0), width, self, start)
+                values = _to_matrix(batch.column(self._column), width, self, start)
                 if len(values):
                     yield values
                 start += len(values)
@@ -170,7 +202,9 @@ def _read_header(file, path):
     }
     try:
         return readers[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # NumPy reads a header as a line of Python
         raise ValueError(
             f"{path}: this is not a NumPy file of numbers ({error}). Write it with "
             "numpy.save."
@@ -179,15 +213,40 @@ def _read_header(file, path):
 
 def _check_shape(shape, path):
     if 0 in shape:
-        return 0, 0
-    if len(shape) != 2:
-        raise ValueError(f"{path}: expected an array of shape (n, d), got {shape}.")
-    return shape
+        return 0, ()
+    if len(shape) not in (2, 3) or min(shape) < 0:
+        raise ValueError(
+            f"{path}: expected an array of shape (n, d), or (n, k, d) for "
+            f"counterparts, got {shape}."
+        )
+    return shape[0], shape[1:]
 
 
 def _storage(kind):
     """Type under an extension type, such as the tensors that Ray Data writes."""
     return getattr(kind, "storage_type", kind)
+
+
+def _tensor_shape(field, path):
+    """Shape in each row of a column of tensors; None for other columns."""
+    order = getattr(field.type, "permutation", None)
+    if order is not None and list(order) != sorted(order):
+        raise ValueError(
+            f"{path}: column {field.name!r} holds tensors with permuted axes "
+            f"({field.type}). Write them in row-major order."
+        )
+    if hasattr(field.type, "shape"):  # Arrow's own, and Ray's where Ray is imported
+        return field.type.shape
+    written = field.metadata or {}
+    if not written.get(b"ARROW:extension:name", b"").startswith(b"ray.data.arrow_ten"):
+        return None
+    try:
+        return json.loads(written[b"ARROW:extension:metadata"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}: column {field.name!r} holds tensors of Ray whose shape is not "
+            "written as JSON. Read them with Ray, or write lists of floats."
+        ) from error
 
 
 def _to_matrix(lists, width, part, start):

@@ -1,0 +1,85 @@
+"""What a user has set in torch, kept away from our models and left as it is."""
+
+from contextlib import ExitStack, contextmanager
+
+from skclip_icm._locks import Flag
+
+
+@contextmanager
+def usual_state(device_type="cpu", *, loading=False):
+    """Let torch compute as it comes, whatever is set in this process.
+
+    The default device and autocast are those of a thread. The default dtype is that of
+    the process, which gives models theirs when they are built; so it is set for
+    `loading` alone, and only where it is another one. A choice of kernels, which round
+    differently, stays the user's.
+
+    Parameters
+    ----------
+    device_type : str, default="cpu"
+        Where a model computes, such as "cuda".
+    loading : bool, default=False
+        Whether a model is built here.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skclip_icm._encoding.torch_state import usual_state
+    >>> with torch.device("meta"), usual_state():
+    ...     print(torch.empty(0).device)
+    cpu
+    """
+    import torch
+
+    with ExitStack() as stack, full_float32(device_type):
+        if torch.empty(0).device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in {"cpu", device_type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if loading:
+            # Tensors made in inference mode could not be traced.
+            stack.enter_context(torch.inference_mode(False))
+            dtype = torch.get_default_dtype()
+            if dtype != torch.float32:
+                stack.callback(torch.set_default_dtype, dtype)
+                torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextmanager
+def full_float32(device_type):
+    """Let nothing shorten float32, to TF32 on a GPU or to bfloat16 on a CPU."""
+    with ExitStack() as stack:
+        stack.enter_context(_PRODUCTS.held())
+        if device_type == "cuda":
+            stack.enter_context(_CONVOLUTIONS.held())
+        yield
+
+
+def _read_products():
+    import torch
+
+    return torch.get_float32_matmul_precision()
+
+
+def _write_products(value):
+    import torch
+
+    torch.set_float32_matmul_precision(value)
+
+
+def _read_convolutions():
+    import torch
+
+    return torch.backends.cudnn.allow_tf32
+
+
+def _write_convolutions(value):
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = value
+
+
+_PRODUCTS = Flag(_read_products, _write_products, "highest")
+_CONVOLUTIONS = Flag(_read_convolutions, _write_convolutions, False)

@@ -1,0 +1,126 @@
+"""Greyscale of more than 8 bits, or of floats: to 8 bits, by what is black and white.
+
+Pillow leaves these images as the file has them, where of 8 bits it inverts those whose
+zero is white and lets a transparent value count.
+"""
+
+import itertools
+import logging
+
+import numpy as np
+from PIL import Image
+
+from skclip_icm._images.inputs import check_array, row_error
+
+logger = logging.getLogger("skclip_icm")
+
+# Images that the log names in a process; a folder may hold a million of them.
+_MAX_TOLD = 10
+_n_dark = itertools.count()
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_WHITE_IS_ZERO = 0
+
+
+def is_deep(image):
+    """Whether an image is of more than 8 bits in its only channel, or of floats."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def find_scale(image, bands, row=None, name=""):
+    """Return what turns bands of an image into 8 bits.
+
+    Parameters
+    ----------
+    image : PIL image
+        As it was opened, loaded; of a mode that `is_deep`.
+    bands : callable
+        Gives an iterator over parts that make up the image.
+    row : int, optional
+        Its position, for messages.
+    name : str, default=""
+        Its path, for messages.
+
+    Returns
+    -------
+    to_8_bit : callable
+        From a PIL image that is a part of it to one of mode "L".
+
+    Raises
+    ------
+    ImageError
+        If the values are not those of a picture, or nothing says what is white.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from skclip_icm._images.deep import find_scale
+    >>> image = Image.new("I;16", (4, 4), 51400)
+    >>> find_scale(image, lambda: [image])(image).getpixel((0, 0))
+    200
+    """
+    tags = getattr(image, "tag_v2", {})
+    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    if image.mode == "F":
+        white = None
+    else:
+        white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+        _check_range(image, bands, white, inverted, row, name)
+    transparent = image.info.get("transparency")
+
+    def to_8_bit(band):
+        values = np.asarray(band)
+        if white is None:
+            grey = check_array(values, row, name)
+        else:
+            values = values.astype(np.uint32)
+            grey = ((values * 255 + white // 2) // white).astype(np.uint8)
+        grey = 255 - grey if inverted else grey
+        if white is not None and isinstance(transparent, int):
+            grey = np.where(values == transparent, np.uint8(255), grey)
+        return Image.fromarray(grey)
+
+    return to_8_bit
+
+
+def _check_range(image, bands, white, inverted, row, name):
+    """Refuse values that are none of 16 bits; refuse or log those that may be of less.
+
+    It goes to the log, with a limit, where the file says that it has 16 bits: as a
+    Python warning, ``-W error`` would decide which images can be read. Numbers of 32
+    bits say nothing of what is white.
+    """
+    extrema = [(band.min(), band.max()) for band in map(np.asarray, bands())]
+    low, high = int(min(least for least, _ in extrema)), int(max(m for _, m in extrema))
+    if low < 0 or high > 65535:
+        raise row_error(
+            row,
+            name,
+            f"values from {low} to {high} in mode {image.mode}, expected 0 to 65535",
+            "Convert the image to 8 or 16 bits.",
+        )
+    if not 0 < high < 4096 or white < 65535:  # 0: black, however it is scaled
+        return
+    top, who = (4095, "those of 12-bit cameras") if high > 255 else (255, "8-bit ones")
+    found = f"no value above {top}, as {who} do"
+    ends = ("white", "black") if inverted else ("black", "white")
+    # Pillow has brought those of a PGM file to 16 bits.
+    if image.mode == "I" and image.format != "PPM":
+        raise row_error(
+            row,
+            name,
+            f"an image of 32-bit numbers (mode I) has {found}: nothing says what "
+            "stands for white",
+            f"Pass an array, numpy.asarray(image) / {top}; if 65535 is white, / 65535.",
+        )
+    logger.log(
+        logging.WARNING if next(_n_dark) < _MAX_TOLD else logging.DEBUG,
+        "%s%s: an image of 16 bits has %s: it is read as nearly %s, since 65535 "
+        "stands for %s. Scale such images, and pass arrays: "
+        "numpy.asarray(PIL.Image.open(path)) / %d.",
+        "" if row is None else f"row {row}: ",
+        name or "a PIL image",
+        found,
+        *ends,
+        top,
+    )
