@@ -14,6 +14,7 @@ from skclip_icm._encoding.folding import fold_batch_norm
 from skclip_icm._encoding.options import (
     check_backend,
     check_dtype,
+    check_embedding,
     check_texts,
     find_device,
     has_native_bfloat16,
@@ -179,7 +180,7 @@ class Encoder:
 
         self._source = source
         self._tokenize = None
-        model, identity = create_model(source)
+        model, identify = create_model(source)
         is_convolutional = _count(model.visual, torch.nn.Conv2d) > 1
         if dtype == "auto":
             # Of a convolutional tower's embeddings, too little is left in bfloat16: on
@@ -204,22 +205,22 @@ class Encoder:
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
 
-        settings = [_NUMERICS_VERSION, identity, vars(preprocess)]
+        def settings():
+            return [_NUMERICS_VERSION, identify(), vars(preprocess)]
+
         self._quantizer = None
         if sample is not None:
             self._quantizer = sample.quantizer(self.resize, not is_convolutional)
         self._model = model
         self.backend, self._tower = "openvino", None
-        if backend == "openvino" or (
-            backend == "auto" and suits_openvino(device, compile)
-        ):
-            self._tower = self._convert(preprocess, settings, backend)
+        if suits_openvino(backend, device, compile):
+            self._tower = self._convert(preprocess, settings(), backend)
+        embedding = None
         if self._tower is None:
             self.backend = "torch"
-            example = torch.zeros(1, 3, *self.image_size)
             if _count(model.visual, torch.nn.BatchNorm2d):
-                fold_batch_norm(model.visual, example)
-        self.fingerprint = _digest([*settings, *self._numerics()])
+                grey = torch.zeros(1, 3, *self.image_size)
+                embedding = fold_batch_norm(model.visual, grey).numpy()
 
         # Texts are quick, and there is no int8 for them.
         model.to(device, getattr(torch, "float32" if dtype == "int8" else dtype))
@@ -228,10 +229,14 @@ class Encoder:
             layout = kinds[is_convolutional]
             model.visual.to(memory_format=layout)
             self._tower = TorchTower(model, preprocess, device, dtype, layout)
-        blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
-        self.n_features = self.encode_images(blank).shape[1]
+        black = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
+        embedding = self.encode_images(black) if embedding is None else embedding
+        check_embedding(embedding, source.name)
+        self.n_features = embedding.shape[1]
         if compile:
-            self._tower.compile(source.name, blank)
+            self._tower.compile(source.name, black)
+        # Last, as the weights are hashed meanwhile.
+        self.fingerprint = _digest([*settings(), *self._numerics()])
 
     @property
     def recipe(self):

@@ -1,5 +1,7 @@
 """What a model computes on and in: what is asked for, against what is there."""
 
+import numpy as np
+
 from skclip_icm._encoding import openvino_tower
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -66,8 +68,10 @@ def check_backend(backend, dtype, device, compile):
         )
 
 
-def suits_openvino(device, compile):
-    """Whether "auto" is OpenVINO."""
+def suits_openvino(backend, device, compile):
+    """Whether OpenVINO is asked for, or what "auto" is."""
+    if backend != "auto":
+        return backend == "openvino"
     return device.type == "cpu" and not compile and openvino_tower.is_installed()
 
 
@@ -83,6 +87,24 @@ def has_native_bfloat16(device):
         names = ("avx512_bf16", "amx_bf16", "bf16")
         return any(capabilities.get(name, False) for name in names)
     return False
+
+
+def check_embedding(embedding, name):
+    """Raise ValueError if a model's embedding of a blank image says that it is broken.
+
+    Parameters
+    ----------
+    embedding : ndarray of shape (1, n_features)
+        Of an image of one colour.
+    name : str
+        The model's, for the error.
+    """
+    if not (np.isfinite(embedding).all() and embedding.any()):
+        raise ValueError(
+            f"The weights of {name} are damaged or not those of the model: the "
+            f"embedding of a blank image begins {embedding[0, :3]}, expected finite "
+            "numbers that are not all zero."
+        )
 
 
 def check_texts(texts):
