@@ -7,7 +7,10 @@ Every request is kept, to be looked at.
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,9 +39,9 @@ class Hub:
     fault : str or None
         What goes wrong from now on: a status code ("404", "401", "503"), of every
         answer or, after "file ", of those that send large files; "zeroed" (content
-        after 1 MB), "truncated" (each answer ends early), "dropped" (the first answer
-        does, the next go on from where they are asked to), "stalled" (silent amid a
-        file), "silent" (no answer), "slow" (a pause in each piece).
+        after 1 MB), "truncated" (half of a file, as if it were all), "dropped" (the
+        first answer with each large file ends early), "stalled" (silent amid a file),
+        "silent" (no answer), "slow" (a pause after each piece).
     requests : list of Request
     """
 
@@ -105,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.name, self.command, self.path, headers)
         self.hub.requests.append(request)
         fault = self.hub.fault or ""
+        self.path = re.sub(r"^http://[^/]+", "", self.path)  # asked as a proxy
         if fault == "silent":
             self.hub.stop.wait(60)
             self.close_connection = True
@@ -156,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(int(fault[5:]), None)
         if fault == "zeroed":
             content = content[: 1 << 20] + bytes(len(content) - (1 << 20))
+        if fault == "truncated":
+            content = content[: len(content) // 2]
         start = 0
         if asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start = int(asked[1])
@@ -163,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         rest = content[start:]
-        self.send(206 if start else 200, rest, headers, fault, start == 0)
+        self.send(206 if start else 200, rest, headers, fault)
 
     def refuse(self, status, code):
         headers = {"X-Error-Code": code} if code else {}
@@ -171,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["X-Repo-Commit"] = COMMIT
         self.send(status, b"{}", headers)
 
-    def send(self, status, content, headers, fault="", is_first=True):
+    def send(self, status, content, headers, fault=""):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -179,8 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        ends_early = fault == "truncated" or fault == "dropped" and is_first
-        if ends_early or fault == "stalled":
+        is_first = self.hub.asked(method="GET").count(self.path) == 1
+        if fault == "stalled" or fault == "dropped" and is_first:
             content = content[: len(content) // 2]
             self.close_connection = True
         try:
@@ -192,3 +198,82 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.stop.wait(60)
         except OSError:
             pass  # the other side has hung up
+
+
+# What a user's process does with the lines that it is given, one by one.
+_SESSION = """
+import json, resource, sys, time
+import numpy as np
+import open_clip
+from skclip_icm import CLIPFeaturizer, unload_models
+
+open_clip.add_model_config(sys.argv[1])
+pictures = np.random.default_rng(0).integers(0, 256, (3, 70, 90, 3), np.uint8)
+options = {"device": "cpu", "dtype": "float32", "backend": "torch"}
+for line in sys.stdin:
+    asked = json.loads(line)
+    unload_models()
+    if "largest_file" in asked:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest_file"] or hard, hard))
+        asked = {}
+    start, answer = time.monotonic(), {}
+    try:
+        for name, tag, texts in asked.get("models", ()):
+            clip = CLIPFeaturizer(name, tag, interventions=None, **options)
+            answer[name] = clip.transform(pictures).tolist()
+            if texts:
+                answer[name] = clip.encode_text(texts).tolist()
+    except Exception as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    answer["seconds"] = time.monotonic() - start
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class User:
+    """A process of its own that loads models from a hub, as a context manager."""
+
+    def __init__(self, endpoint, home, configs, **environment):
+        self._command = [sys.executable, "-c", _SESSION, str(configs)]
+        left_out = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_")
+        here = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
+        self._environment = {
+            **here,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HOME": str(home),
+            "NO_PROXY": "localhost,127.0.0.1",
+            "PYTHONWARNINGS": "ignore",
+            **environment,
+        }
+
+    def __enter__(self):
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *error):
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def load(self, *models):
+        """Return embeddings by name; or the error and its message."""
+        asked = [(*model, None, None)[:3] for model in models]
+        return self._ask(models=asked)
+
+    def limit_files(self, size):
+        """Let no file grow above a size, as on a full disk; None ends that."""
+        self._ask(largest_file=size)
+
+    def _ask(self, **asked):
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())

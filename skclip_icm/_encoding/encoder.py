@@ -211,8 +211,7 @@ class Encoder:
         self._quantizer = None
         if sample is not None:
             self._quantizer = sample.quantizer(self.resize, not is_convolutional)
-        self._model = model
-        self.backend, self._tower = "openvino", None
+        self._model, self.backend, self._tower = model, "openvino", None
         if suits_openvino(backend, device, compile):
             self._tower = self._convert(preprocess, settings(), backend)
         embedding = None
@@ -235,8 +234,7 @@ class Encoder:
         self.n_features = embedding.shape[1]
         if compile:
             self._tower.compile(source.name, black)
-        # Last, as the weights are hashed meanwhile.
-        self.fingerprint = _digest([*settings(), *self._numerics()])
+        self.fingerprint = _digest([*settings(), *self._numerics()])  # hashed by now
 
     @property
     def recipe(self):
@@ -362,6 +360,8 @@ class Encoder:
                 quantized_key=_digest([*settings, *self._numerics()]),
             )
         except openvino_tower.ConversionError as error:
+            black = torch.zeros(1, *self.image_size, 3, dtype=torch.uint8)
+            check_embedding(tower(black).numpy(), self._source.name)
             problem = f"OpenVINO cannot convert {self._source.name}: {error}"
             if backend == "openvino" or self.dtype == "int8":
                 raise RuntimeError(f"{problem}\nSet backend='torch'.") from error

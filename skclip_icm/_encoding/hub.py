@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 # Every fit of a search loads the model: what has failed only after a wait is not
 # waited for again so soon. In seconds.
-_LONG, _PAUSE = 1.0, 30.0
+_LONG, _PAUSE = 5.0, 30.0
 _failures = {}
 _BUSY = (408, 429)  # as after 5xx, the hub's client tries again
 
@@ -38,7 +38,7 @@ def from_cache_first(find, repository, name):
     _set_offline(True)
     try:
         return find()
-    except OSError:
+    except (OSError, ValueError):
         pass  # something is missing
     finally:
         _set_offline(False)

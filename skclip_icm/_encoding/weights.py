@@ -192,7 +192,13 @@ def create_tokenizer(source):
             f"The tokenizer of {source.name} needs a package that is missing "
             f"({error}). Run: pip install transformers sentencepiece"
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if source.name.startswith("local-dir:"):
+            raise WeightsNotFoundError(
+                f"{source.name}: the configuration names a tokenizer, so its files, "
+                "such as tokenizer.json and tokenizer_config.json, should be in the "
+                f"folder too. open_clip says: {error}"
+            ) from error
         raise _not_found(source, "tokenizer", error) from error
 
 
