@@ -447,6 +447,14 @@ def test_fingerprint_covers_weights_and_dtype(files, tmp_path):
     ).fingerprint in (marks)
 
 
+def test_a_file_may_be_a_link_to_one_of_another_name(files, tmp_path):
+    link = tmp_path / "weights.safetensors"  # as the hub's cache has them
+    (tmp_path / "0123").write_bytes(files["tiny"].read_bytes())
+    link.symlink_to("0123")
+    linked = load_encoder("tiny", link, device="cpu")
+    assert linked is load_encoder("tiny", files["tiny"], device="cpu")
+
+
 def test_changed_file_is_loaded_anew(files, tmp_path):
     from safetensors.torch import load_file
 

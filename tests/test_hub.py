@@ -1,5 +1,6 @@
 """Weights from a hub, as a user with a network gets them; and every way to fail."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -228,6 +229,22 @@ def test_damage_in_the_cache_is_found_and_mended(user, patient_hub):
     assert patient_hub.asked() == []
     mended = user.load(OPENAI)
     assert mended["ViT-B-16"] == fresh["ViT-B-16"]
+
+
+def test_a_link_to_a_file_named_by_its_digest_is_checked(own_folder, tmp_path):
+    """Which is a link to what is named by its SHA-256, and that is checked."""
+    content = (own_folder / "open_clip_model.safetensors").read_bytes()
+    blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(content)
+    path = tmp_path / "open_clip_model.safetensors"
+    path.symlink_to(blob)
+    shutil.copy(own_folder / "open_clip_config.json", tmp_path)
+    assert load_encoder(f"local-dir:{tmp_path}", None, device="cpu").n_features == 32
+    blob.write_bytes(content[:-1000] + bytes(1000))
+    with pytest.raises(WeightsNotFoundError, match=f"damaged.*expected {blob.name}"):
+        load_encoder(f"local-dir:{tmp_path}", None, device="cpu")
+    assert not path.exists()
 
 
 def test_proxies_of_the_environment_are_used(hub, configs, tmp_path):

@@ -230,11 +230,11 @@ class Encoder:
             self._tower = TorchTower(model, preprocess, device, dtype, layout)
         black = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
         embedding = self.encode_images(black) if embedding is None else embedding
+        self.fingerprint = _digest([*settings(), *self._numerics()])
         check_embedding(embedding, source.name)
         self.n_features = embedding.shape[1]
         if compile:
             self._tower.compile(source.name, black)
-        self.fingerprint = _digest([*settings(), *self._numerics()])  # hashed by now
 
     @property
     def recipe(self):

@@ -4,8 +4,11 @@ import hashlib
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from skclip_icm._encoding.converted_models import models_folder
 
 # Every fit of a search loads the model: what has failed only after a wait is not
 # waited for again so soon. In seconds.
@@ -46,11 +49,12 @@ def from_cache_first(find, repository, name):
     return find()
 
 
-def check_digest(path):
+def check_digest(path, weights_digest=None):
     """Raise OSError if a file of the hub's cache is not what its name says.
 
     The cache names large files by their SHA-256, but its client compares sizes only. A
-    damaged file is removed, so that the next call downloads it.
+    damaged file is removed, so that the next call downloads it. An intact one is noted
+    with what its weights are hashed to, if that is given: one hash is then enough.
     """
     path = Path(path)
     # One step only: what the cache shares with others may have names of another kind.
@@ -58,19 +62,30 @@ def check_digest(path):
     expected = blob.name
     if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", expected):
         return
+    note = models_folder() / f"{expected}.intact"
+    with suppress(OSError, ValueError):
+        if weights_digest and note.read_text(encoding="ascii") == weights_digest:
+            return
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == expected:
-        return
+    if found != expected:
+        outcome = _remove(path, blob)
+        raise OSError(
+            f"{path} is damaged: its SHA-256 is {found}, expected {expected}. {outcome}"
+        )
+    if weights_digest:
+        with suppress(OSError):
+            note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            note.write_text(weights_digest, encoding="ascii")
+
+
+def _remove(path, blob):
     try:
         path.unlink()
         blob.unlink(missing_ok=True)
-        outcome = "It was removed; the next call downloads it again."
     except OSError as error:
-        outcome = f"Remove it, and it is downloaded again ({error})."
-    raise OSError(
-        f"{path} is damaged: its SHA-256 is {found}, expected {expected}. {outcome}"
-    )
+        return f"Remove it, and it is downloaded again ({error})."
+    return "It was removed; the next call downloads it again."
 
 
 def _find_in_cache(repository, *names):

@@ -90,17 +90,35 @@ def _create_open_clip_model(source):
     config = _read_config(name)
     # The activation is decided here, by the entry of the weights.
     config["quick_gelu"] = _uses_quick_gelu(source, config)
-    pool = ThreadPoolExecutor(1)
-    # Both beside what needs this thread; hashing lets go of the interpreter.
-    intact = pool.submit(_check_digests, source, name, path)
     try:
         model = _build(source, name, path, config)
-    finally:
-        intact.result()  # which says more than a parser that met the damage
+    except Exception:
+        _check_digests(source, name, path)  # says more than a parser that met damage
+        raise
     model.eval().requires_grad_(False)
-    digest = pool.submit(hash_weights, model.state_dict())
+    state = model.state_dict()
+
+    def hash_intact():
+        digest = hash_weights(state)
+        _check_digests(source, name, path, digest)
+        return digest
+
+    # Beside what needs this thread; hashing lets go of the interpreter.
+    pool = ThreadPoolExecutor(1)
+    digest = pool.submit(hash_intact)
     pool.shutdown(wait=False)
     return model, lambda: [config, digest.result()]
+
+
+def _check_digests(source, name, path, weights_digest=None):
+    folder = name.removeprefix("local-dir:")
+    files = [path] if folder == name else Path(folder).iterdir()
+    try:
+        for file in files:
+            if Path(file).suffix in _WEIGHT_SUFFIXES:
+                hub.check_digest(file, weights_digest)
+    except OSError as error:
+        raise WeightsNotFoundError(f"{source.name}: {error}") from error
 
 
 def _build(source, name, path, config):
@@ -158,17 +176,6 @@ def _read_config(name):
             '"preprocess_cfg": {…}}, as beside the weights in their hub repository.'
         ) from error
     return config
-
-
-def _check_digests(source, name, path):
-    folder = name.removeprefix("local-dir:")
-    files = [path] if folder == name else sorted(Path(folder).iterdir())
-    for file in files:
-        if Path(file).suffix in _WEIGHT_SUFFIXES:
-            try:
-                hub.check_digest(file)
-            except OSError as error:
-                raise WeightsNotFoundError(f"{source.name}: {error}") from error
 
 
 def create_tokenizer(source):
@@ -292,7 +299,8 @@ def _find_built_in(model_name, pretrained):
             return Source(candidate, pretrained.lower().replace("-", "_"))
     path = Path(pretrained).expanduser()
     if path.is_file():
-        return Source(name, str(path.resolve()), (_stamp(path),))
+        # Not where a link leads: names in the hub's cache do not say what a file is.
+        return Source(name, str(path.absolute()), (_stamp(path),))
     if path.suffix in _WEIGHT_SUFFIXES or path.parent != Path("."):
         raise WeightsNotFoundError(
             f"pretrained={pretrained!r}: there is no such file. Give the path of a "

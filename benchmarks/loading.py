@@ -1,0 +1,146 @@
+"""Time loading a model against open_clip's own loading, from random weights on disk.
+
+Run from the root of the repository: python benchmarks/loading.py [--models NAME ...]
+
+A run replaces the rows of its models in results/loading.json and writes the table anew.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+
+from machine import cpu, installed, load_average
+
+MODELS = ("ViT-B-32", "ViT-B-16", "RN50", "RN50x16", "ViT-B-16-SigLIP", "convnext_base")
+REPEATS = 5
+SEED = 0
+PACKAGES = ("torch", "open_clip_torch", "timm", "safetensors", "openvino")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    options = parser.parse_args(arguments)
+    path = options.results / "loading.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["SKCLIP_ICM_MODELS"] = str(Path(folder, "converted"))
+            rows[name] = measure(name, Path(folder), options.repeats)
+        options.results.mkdir(exist_ok=True)
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    table = markdown(rows)
+    (options.results / "loading.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def measure(name, folder, repeats):
+    import open_clip
+
+    file, blob = random_weights(name, folder)
+    theirs = {"open_clip": lambda: open_clip.create_model(name, str(file)).eval()}
+    ours = {
+        "torch": lambda: load(name, file, "torch"),
+        "torch, from the hub": lambda: load(name, blob, "torch"),
+    }
+    row = {"megabytes": file.stat().st_size / 1e6, **machine(repeats)}
+    if installed("openvino"):
+        row["openvino, converting"] = timed(lambda: load(name, file, "openvino"))
+        ours["openvino, converted"] = lambda: load(name, file, "openvino")
+    seconds = {label: [] for label in (*theirs, *ours)}
+    # In turns, so that a busy moment of the machine meets all of them; the first round
+    # brings the file into memory.
+    for round_ in range(repeats + 1):
+        for label, run in {**theirs, **ours}.items():
+            elapsed = timed(run)
+            if round_:
+                seconds[label].append(elapsed)
+    return row | {label: statistics.median(times) for label, times in seconds.items()}
+
+
+def random_weights(name, folder):
+    """Write weights; return their path, and one as in the hub's cache."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(SEED)
+    file = folder / "weights.safetensors"
+    save_file(open_clip.create_model(name).state_dict(), file)
+    with open(file, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    (folder / "blobs").mkdir()
+    os.link(file, folder / "blobs" / digest)
+    blob = folder / "blob.safetensors"
+    blob.symlink_to(Path("blobs", digest))
+    return file, blob
+
+
+def load(name, file, backend):
+    from skclip_icm._encoding.encoder import load_encoder
+
+    options = {"device": "cpu", "dtype": "float32", "backend": backend}
+    return load_encoder(name, file, **options)
+
+
+def timed(run):
+    from skclip_icm import unload_models
+
+    start = perf_counter()
+    loaded = run()
+    elapsed = perf_counter() - start
+    del loaded
+    unload_models()
+    return elapsed
+
+
+def machine(repeats):
+    packages = {package: installed(package) for package in PACKAGES}
+    about = {"python": sys.version.split()[0], "cpu": cpu(), "cores": os.cpu_count()}
+    load = round(load_average(), 2)
+    measured = {"repeats": repeats, "seed": SEED, "date": date.today().isoformat()}
+    return {**packages, **about, **measured, "load": load}
+
+
+def markdown(rows):
+    first = next(iter(rows.values()))
+    versions = ", ".join(f"{package} {first[package]}" for package in PACKAGES)
+    lines = [
+        "Seconds to load random float32 weights from disk: all that images and",
+        "texts need, and a fingerprint of every byte. In brackets, divided by the time",
+        "of `open_clip.create_model` with the same file. A file in the hub's cache is",
+        "checked against its digest, and converted for OpenVINO, when first loaded.",
+        "",
+        f"Median of {first['repeats']} in one process, the file in memory, seed "
+        f"{first['seed']}. {first['date']}, {first['cpu']}, {first['cores']} cores, "
+        f"Python {first['python']}, {versions}.",
+        "",
+        "| model | MB | open_clip | torch | torch, from the hub's cache | OpenVINO | "
+        "OpenVINO, converting |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in rows.items():
+        cells = [f"{row['megabytes']:.0f}", f"{row['open_clip']:.2f}"]
+        for label in ("torch", "torch, from the hub", "openvino, converted"):
+            cells.append(ratio(row.get(label), row["open_clip"]))
+        cells.append(ratio(row.get("openvino, converting"), row["open_clip"]))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def ratio(seconds, unit):
+    return "" if seconds is None else f"{seconds:.2f} ({seconds / unit:.2f})"
+
+
+if __name__ == "__main__":
+    main()
