@@ -22,6 +22,12 @@ MODELS = ("ViT-B-32", "ViT-B-16", "RN50", "RN50x16", "ViT-B-16-SigLIP", "convnex
 REPEATS = 5
 SEED = 0
 PACKAGES = ("torch", "open_clip_torch", "timm", "safetensors", "openvino")
+LABELS = (
+    "torch",
+    "torch, from the hub",
+    "openvino, converted",
+    "openvino, converting",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -53,11 +59,11 @@ def measure(name, folder, repeats):
         "torch": lambda: load(name, file, "torch"),
         "torch, from the hub": lambda: load(name, blob, "torch"),
     }
-    row = {"megabytes": file.stat().st_size / 1e6, **machine(repeats)}
+    seconds = {}
     if installed("openvino"):
-        row["openvino, converting"] = timed(lambda: load(name, file, "openvino"))
+        seconds["openvino, converting"] = [timed(lambda: load(name, file, "openvino"))]
         ours["openvino, converted"] = lambda: load(name, file, "openvino")
-    seconds = {label: [] for label in (*theirs, *ours)}
+    seconds |= {label: [] for label in (*theirs, *ours)}
     # In turns, so that a busy moment of the machine meets all of them; the first round
     # brings the file into memory.
     for round_ in range(repeats + 1):
@@ -65,7 +71,9 @@ def measure(name, folder, repeats):
             elapsed = timed(run)
             if round_:
                 seconds[label].append(elapsed)
-    return row | {label: statistics.median(times) for label, times in seconds.items()}
+    medians = {label: statistics.median(times) for label, times in seconds.items()}
+    megabytes = file.stat().st_size / 1e6
+    return {"megabytes": megabytes, "seconds": medians, "measured": machine(repeats)}
 
 
 def random_weights(name, folder):
@@ -113,7 +121,7 @@ def machine(repeats):
 
 
 def markdown(rows):
-    first = next(iter(rows.values()))
+    first = next(iter(rows.values()))["measured"]
     versions = ", ".join(f"{package} {first[package]}" for package in PACKAGES)
     lines = [
         "Seconds to load random float32 weights from disk: all that images and",
@@ -130,10 +138,9 @@ def markdown(rows):
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in rows.items():
-        cells = [f"{row['megabytes']:.0f}", f"{row['open_clip']:.2f}"]
-        for label in ("torch", "torch, from the hub", "openvino, converted"):
-            cells.append(ratio(row.get(label), row["open_clip"]))
-        cells.append(ratio(row.get("openvino, converting"), row["open_clip"]))
+        seconds = row["seconds"]
+        cells = [f"{row['megabytes']:.0f}", f"{seconds['open_clip']:.2f}"]
+        cells += [ratio(seconds.get(label), seconds["open_clip"]) for label in LABELS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

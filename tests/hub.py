@@ -219,7 +219,8 @@ for line in sys.stdin:
         asked = {}
     start, answer = time.monotonic(), {}
     try:
-        for name, tag, texts in asked.get("models", ()):
+        for model in asked.get("models", ()):
+            name, tag, texts = (*model, None, None)[:3]
             clip = CLIPFeaturizer(name, tag, interventions=None, **options)
             answer[name] = clip.transform(pictures).tolist()
             if texts:
@@ -266,14 +267,23 @@ class User:
 
     def load(self, *models):
         """Return embeddings by name; or the error and its message."""
-        asked = [(*model, None, None)[:3] for model in models]
-        return self._ask(models=asked)
+        return self._ask(models=models)
+
+    def kill_once(self, is_so, *models):
+        """Kill the process while it loads, as soon as something is so."""
+        self._send(models=models)
+        while not is_so() and self._process.poll() is None:
+            time.sleep(0.01)
+        self._process.kill()
 
     def limit_files(self, size):
         """Let no file grow above a size, as on a full disk; None ends that."""
         self._ask(largest_file=size)
 
-    def _ask(self, **asked):
+    def _send(self, **asked):
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
+
+    def _ask(self, **asked):
+        self._send(**asked)
         return json.loads(self._process.stdout.readline())

@@ -216,6 +216,16 @@ def test_a_download_that_stalls_ends(hub, configs, tmp_path):
     assert re.search("(?i)timed? ?out", failed["message"])
 
 
+@pytest.mark.slow
+def test_a_download_whose_process_is_killed_is_made_good(hub, configs, tmp_path):
+    hub.fault = "slow"
+    with User(hub.endpoint, tmp_path, configs, **QUICK) as user:
+        user.kill_once(lambda: hub.asked(server="files"), OPENAI)
+    hub.fault = None
+    with User(hub.endpoint, tmp_path, configs, **QUICK) as user:
+        assert "error" not in user.load(OPENAI)
+
+
 def test_damage_in_the_cache_is_found_and_mended(user, patient_hub):
     fresh = user.load(OPENAI)
     [blob] = (user.home / "hub").glob("models--*/blobs/*")

@@ -361,7 +361,7 @@ class Encoder:
             )
         except openvino_tower.ConversionError as error:
             black = torch.zeros(1, *self.image_size, 3, dtype=torch.uint8)
-            check_embedding(tower(black).numpy(), self._source.name)
+            check_embedding(tower(black).detach().numpy(), self._source.name)
             problem = f"OpenVINO cannot convert {self._source.name}: {error}"
             if backend == "openvino" or self.dtype == "int8":
                 raise RuntimeError(f"{problem}\nSet backend='torch'.") from error
