@@ -7,16 +7,13 @@ else, from the picture to the embedding. A run replaces the rows of its models i
 results/families.json and writes the table anew.
 """
 
-import argparse
-import json
-import os
 import tempfile
 from datetime import date
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 from machine import cpu, installed
+from machine.by_model import run
 
 # One of each kind of image tower, activation and preprocessing, of those whose text
 # tower needs nothing from the hub.
@@ -40,30 +37,16 @@ MODELS = (
 )
 SEED = 0
 PACKAGES = ("torch", "open_clip_torch", "timm", "Pillow")
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    path = options.results / "families.json"
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    for model in options.models:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["SKCLIP_ICM_MODELS"] = folder
-            rows[model] = compare(*model.split(":"), Path(folder, "w.safetensors"))
-        options.results.mkdir(exist_ok=True)
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    table = markdown(rows)
-    (options.results / "families.md").write_text(table, encoding="utf-8")
-    print(table)
+    run("families", __doc__, MODELS, compare, markdown, arguments)
 
 
-def compare(name, tag, file):
+def compare(model, folder):
     import open_clip
 
+    (name, tag), file = model.split(":"), folder / "weights.safetensors"
     write_random_weights(name, file)
     images, entry = pictures(), open_clip.get_pretrained_cfg(name, tag)
     expected = by_open_clip(name, tag, entry, file, images)

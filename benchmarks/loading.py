@@ -5,18 +5,16 @@ Run from the root of the repository: python benchmarks/loading.py [--models NAME
 A run replaces the rows of its models in results/loading.json and writes the table anew.
 """
 
-import argparse
 import hashlib
-import json
 import os
 import statistics
 import sys
-import tempfile
 from datetime import date
 from pathlib import Path
 from time import perf_counter
 
 from machine import cpu, installed, load_average
+from machine.by_model import run
 
 MODELS = ("ViT-B-32", "ViT-B-16", "RN50", "RN50x16", "ViT-B-16-SigLIP", "convnext_base")
 REPEATS = 5
@@ -28,29 +26,13 @@ LABELS = (
     "openvino, converted",
     "openvino, converting",
 )
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--repeats", type=int, default=REPEATS)
-    options = parser.parse_args(arguments)
-    path = options.results / "loading.json"
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    for name in options.models:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["SKCLIP_ICM_MODELS"] = str(Path(folder, "converted"))
-            rows[name] = measure(name, Path(folder), options.repeats)
-        options.results.mkdir(exist_ok=True)
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    table = markdown(rows)
-    (options.results / "loading.md").write_text(table, encoding="utf-8")
-    print(table)
+    run("loading", __doc__, MODELS, measure, markdown, arguments)
 
 
-def measure(name, folder, repeats):
+def measure(name, folder):
     import open_clip
 
     file, blob = random_weights(name, folder)
@@ -66,14 +48,14 @@ def measure(name, folder, repeats):
     seconds |= {label: [] for label in (*theirs, *ours)}
     # In turns, so that a busy moment of the machine meets all of them; the first round
     # brings the file into memory.
-    for round_ in range(repeats + 1):
-        for label, run in {**theirs, **ours}.items():
-            elapsed = timed(run)
+    for round_ in range(REPEATS + 1):
+        for label, how in {**theirs, **ours}.items():
+            elapsed = timed(how)
             if round_:
                 seconds[label].append(elapsed)
     medians = {label: statistics.median(times) for label, times in seconds.items()}
     megabytes = file.stat().st_size / 1e6
-    return {"megabytes": megabytes, "seconds": medians, "measured": machine(repeats)}
+    return {"megabytes": megabytes, "seconds": medians, "measured": machine()}
 
 
 def random_weights(name, folder):
@@ -112,11 +94,11 @@ def timed(run):
     return elapsed
 
 
-def machine(repeats):
+def machine():
     packages = {package: installed(package) for package in PACKAGES}
     about = {"python": sys.version.split()[0], "cpu": cpu(), "cores": os.cpu_count()}
     load = round(load_average(), 2)
-    measured = {"repeats": repeats, "seed": SEED, "date": date.today().isoformat()}
+    measured = {"repeats": REPEATS, "seed": SEED, "date": date.today().isoformat()}
     return {**packages, **about, **measured, "load": load}
 
 

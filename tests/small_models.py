@@ -61,13 +61,18 @@ def random_weights(name, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.create_model(name)
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        randomise_norms(model)
     # Cloned, as some models have one tensor under two names.
     return save({key: value.clone() for key, value in model.state_dict().items()})
+
+
+def randomise_norms(model):
+    """Let batch norms do something, as after training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
 
 
 def save_folder(folder, name, preprocess, quick_gelu=False):

@@ -20,6 +20,7 @@ from open_clip import factory, pretrained  # noqa: E402
 from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from small_models import randomise_norms  # noqa: E402
 
 from skclip_icm import CLIPFeaturizer  # noqa: E402
 from skclip_icm._encoding.encoder import (  # noqa: E402
@@ -85,11 +86,7 @@ def files(tmp_path_factory):
     for name in ("tiny", "tiny-conv"):
         torch.manual_seed(len(made))
         model = open_clip.create_model(name)
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        randomise_norms(model)
         made[name] = folder / f"{name}.safetensors"
         save_file(model.state_dict(), made[name])
     return made
