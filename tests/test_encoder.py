@@ -20,6 +20,7 @@ from open_clip import factory, pretrained  # noqa: E402
 from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from small_models import randomise_norms  # noqa: E402
 
 from skclip_icm import CLIPFeaturizer  # noqa: E402
 from skclip_icm._encoding.encoder import (  # noqa: E402
@@ -85,14 +86,14 @@ def files(tmp_path_factory):
     for name in ("tiny", "tiny-conv"):
         torch.manual_seed(len(made))
         model = open_clip.create_model(name)
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        randomise_norms(model)
         made[name] = folder / f"{name}.safetensors"
         save_file(model.state_dict(), made[name])
     return made
+
+
+def refuse(repository, name):
+    raise OSError("the hub cannot be reached")
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def offline(monkeypatch, tmp_path):
     """No network and empty caches, whatever the machine has."""
     from huggingface_hub import constants, file_download
 
-    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: False)
+    monkeypatch.setattr("skclip_icm._encoding.hub._has", refuse)
     # Early versions of the client have a copy of the name.
     for module in (constants, file_download):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), False)
@@ -115,7 +116,7 @@ def tag(monkeypatch, files):
         known = {**pretrained._PRETRAINED.get(name, {}), "some_tag": entry}
         monkeypatch.setitem(pretrained._PRETRAINED, name, known)
 
-    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: False)
+    monkeypatch.setattr("skclip_icm._encoding.hub._has", refuse)
     monkeypatch.setattr(factory, "download_pretrained", lambda *a, **k: files["tiny"])
     return add
 
@@ -443,6 +444,14 @@ def test_fingerprint_covers_weights_and_dtype(files, tmp_path):
     ).fingerprint in (marks)
 
 
+def test_a_file_may_be_a_link_to_one_of_another_name(files, tmp_path):
+    link = tmp_path / "weights.safetensors"  # as the hub's cache has them
+    (tmp_path / "0123").write_bytes(files["tiny"].read_bytes())
+    link.symlink_to("0123")
+    linked = load_encoder("tiny", link, device="cpu")
+    assert linked is load_encoder("tiny", files["tiny"], device="cpu")
+
+
 def test_changed_file_is_loaded_anew(files, tmp_path):
     from safetensors.torch import load_file
 
@@ -576,11 +585,11 @@ def cached(offline, files, tmp_path, monkeypatch):
         asked.append(args)
         raise OSError("no network")
 
-    def is_reachable(url):
-        asked.append(url)
-        return False
+    def has(repository, name):
+        asked.append(name)
+        raise OSError("the hub cannot be reached")
 
-    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", is_reachable)
+    monkeypatch.setattr("skclip_icm._encoding.hub._has", has)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     unload_models()
@@ -617,10 +626,11 @@ def test_the_network_is_asked_for_what_is_missing(name, given, missing, cached):
         assert len(asked) == 1
 
 
-def test_a_tokenizer_is_looked_for_on_disk_first(cached, monkeypatch):
+def test_a_tokenizer_is_looked_for_on_disk_first(cached, files, monkeypatch):
     from huggingface_hub import constants
 
-    encoder, states = load_encoder("tiny", "hub", device="cpu"), []
+    encoder = load_encoder("tiny-hub-tokenizer", files["tiny"], device="cpu")
+    states = []
 
     def get_tokenizer(name, is_missing):
         states.append(constants.HF_HUB_OFFLINE)
@@ -632,31 +642,12 @@ def test_a_tokenizer_is_looked_for_on_disk_first(cached, monkeypatch):
         monkeypatch.setattr(
             open_clip, "get_tokenizer", partial(get_tokenizer, is_missing=is_missing)
         )
-        monkeypatch.setattr(
-            "skclip_icm._encoding.weights._is_reachable", lambda url: True
-        )
+        monkeypatch.setattr("skclip_icm._encoding.hub._has", lambda *file: True)
         encoder._tokenize = None
         states.clear()
         assert encoder.encode_text(["a cat"]).shape == (1, 16)
         assert states == expected
         assert not constants.HF_HUB_OFFLINE
-
-
-def test_what_is_missing_is_downloaded(cached, files, monkeypatch):
-    from huggingface_hub import constants
-
-    folder, asked = cached
-    (folder / "open_clip_model.safetensors").unlink()
-    states = []
-
-    def download(entry):
-        states.append(constants.HF_HUB_OFFLINE)
-        return files["tiny"]
-
-    monkeypatch.setattr(factory, "download_pretrained", download)
-    monkeypatch.setattr("skclip_icm._encoding.weights._is_reachable", lambda url: True)
-    assert load_encoder("tiny", "hub", device="cpu").n_features == 16
-    assert states == [False]
 
 
 def test_hub_client_is_left_as_it_was(offline):

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import warnings
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,13 +13,14 @@ from skclip_icm._encoding.folding import fold_batch_norm
 from skclip_icm._encoding.options import (
     check_backend,
     check_dtype,
+    check_embedding,
     find_device,
     finite_texts,
     has_native_bfloat16,
     suits_openvino,
 )
 from skclip_icm._encoding.quantizing import Calibration
-from skclip_icm._encoding.torch_state import usual_state
+from skclip_icm._encoding.torch_state import in_usable_thread, usual_state
 from skclip_icm._encoding.torch_tower import TorchTower, on_raw_pixels
 from skclip_icm._encoding.weights import (
     WeightsNotFoundError,
@@ -40,7 +39,6 @@ _MAX_MODELS = 4
 
 _encoders = OrderedDict()
 _lock = Lock()
-_PROCESS = os.getpid()
 
 
 def load_encoder(
@@ -112,7 +110,7 @@ def load_encoder(
     wanted = *options, sample and sample.key
     with _lock:
         if wanted not in _encoders:
-            encoder = _in_usable_thread(
+            encoder = in_usable_thread(
                 usual_state(loading=True)(Encoder), *options, sample
             )
             # The same model may have been reached by another name or by "auto".
@@ -183,7 +181,7 @@ class Encoder:
 
         self._source = source
         self._tokenize = None
-        model, identity = create_model(source)
+        model, identify = create_model(source)
         is_convolutional = _count(model.visual, torch.nn.Conv2d) > 1
         if dtype == "auto":
             # Of a convolutional tower's embeddings, too little is left in bfloat16: on
@@ -208,22 +206,21 @@ class Encoder:
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
 
-        settings = [_NUMERICS_VERSION, identity, vars(preprocess)]
+        def settings():
+            return [_NUMERICS_VERSION, identify(), vars(preprocess)]
+
         self._quantizer = None
         if sample is not None:
             self._quantizer = sample.quantizer(self.resize, not is_convolutional)
-        self._model = model
-        self.backend, self._tower = "openvino", None
-        if backend == "openvino" or (
-            backend == "auto" and suits_openvino(device, compile)
-        ):
-            self._tower = self._convert(preprocess, settings, backend)
+        self._model, self.backend, self._tower = model, "openvino", None
+        if suits_openvino(backend, device, compile):
+            self._tower = self._convert(preprocess, settings(), backend)
+        embedding = None
         if self._tower is None:
             self.backend = "torch"
-            example = torch.zeros(1, 3, *self.image_size)
             if _count(model.visual, torch.nn.BatchNorm2d):
-                fold_batch_norm(model.visual, example)
-        self.fingerprint = _digest([*settings, *self._numerics()])
+                grey = torch.zeros(1, 3, *self.image_size)
+                embedding = fold_batch_norm(model.visual, grey).numpy()
 
         # Texts are quick, and there is no int8 for them.
         model.to(device, getattr(torch, "float32" if dtype == "int8" else dtype))
@@ -232,10 +229,13 @@ class Encoder:
             layout = kinds[is_convolutional]
             model.visual.to(memory_format=layout)
             self._tower = TorchTower(model, preprocess, device, dtype, layout)
-        blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
-        self.n_features = self.encode_images(blank).shape[1]
+        black = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
+        embedding = self.encode_images(black) if embedding is None else embedding
+        self.fingerprint = _digest([*settings(), *self._numerics()])
+        check_embedding(embedding, source.name)
+        self.n_features = embedding.shape[1]
         if compile:
-            self._tower.compile(source.name, blank)
+            self._tower.compile(source.name, black)
 
     @property
     def recipe(self):
@@ -324,7 +324,7 @@ class Encoder:
         with _lock:
             if self._tokenize is None:
                 self._tokenize = create_tokenizer(self._source)
-        return _in_usable_thread(self._encode_texts, texts)
+        return in_usable_thread(self._encode_texts, texts)
 
     def _encode_texts(self, texts):
         import torch
@@ -362,6 +362,8 @@ class Encoder:
                 quantized_key=_digest([*settings, *self._numerics()]),
             )
         except openvino_tower.ConversionError as error:
+            black = torch.zeros(1, *self.image_size, 3, dtype=torch.uint8)
+            check_embedding(tower(black).detach().numpy(), self._source.name)
             problem = f"OpenVINO cannot convert {self._source.name}: {error}"
             if backend == "openvino" or self.dtype == "int8":
                 raise RuntimeError(f"{problem}\nSet backend='torch'.") from error
@@ -373,19 +375,6 @@ class Encoder:
             return None
         self._model.visual = torch.nn.Identity()  # its weights are not needed twice
         return converted
-
-
-def _in_usable_thread(function, *args):
-    """Call a function that runs a model; after a fork, in a thread of its own.
-
-    In a forked process, OpenMP waits for ever for threads that the forking thread had
-    and that are not there any more. A new thread has none to wait for. Elsewhere a new
-    thread would do harm: a fork while its helpers end leaves their locks locked.
-    """
-    if os.getpid() == _PROCESS:
-        return function(*args)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *args).result()
 
 
 def _digest(settings):

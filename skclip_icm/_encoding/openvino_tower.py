@@ -180,9 +180,10 @@ def _run(model):
 
 
 def min_cosine(a, b):
-    """Return the smallest cosine of rows of `a` with the same rows of `b`."""
+    """Return the smallest cosine of rows of `a` with those of `b`; NaN if one is 0."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float((np.vecdot(a, b) / norms).min())
+    with np.errstate(invalid="ignore"):
+        return float((np.vecdot(a, b) / norms).min())
 
 
 @contextmanager

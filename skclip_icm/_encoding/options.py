@@ -68,8 +68,10 @@ def check_backend(backend, dtype, device, compile):
         )
 
 
-def suits_openvino(device, compile):
-    """Whether "auto" is OpenVINO."""
+def suits_openvino(backend, device, compile):
+    """Whether OpenVINO is asked for, or what "auto" is."""
+    if backend != "auto":
+        return backend == "openvino"
     return device.type == "cpu" and not compile and openvino_tower.is_installed()
 
 
@@ -98,3 +100,21 @@ def finite_texts(embeddings, texts, encoder):
             "or 'float32'; if it stays so, the weights are damaged."
         )
     return embeddings
+
+
+def check_embedding(embedding, name):
+    """Raise ValueError if a model's embedding of a blank image says that it is broken.
+
+    Parameters
+    ----------
+    embedding : ndarray of shape (1, n_features)
+        Of an image of one colour.
+    name : str
+        The model's, for the error.
+    """
+    if not (np.isfinite(embedding).all() and embedding.any()):
+        raise ValueError(
+            f"The weights of {name} are damaged or not those of the model: the "
+            f"embedding of a blank image begins {embedding[0, :3]}, expected finite "
+            "numbers that are not all zero."
+        )

@@ -1,8 +1,12 @@
 """What a user has set in torch, kept away from our models and left as it is."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 from skclip_icm._locks import Flag
+
+_PROCESS = os.getpid()
 
 
 @contextmanager
@@ -45,6 +49,19 @@ def usual_state(device_type="cpu", *, loading=False):
                 stack.callback(torch.set_default_dtype, dtype)
                 torch.set_default_dtype(torch.float32)
         yield
+
+
+def in_usable_thread(function, *args):
+    """Call a function that runs a model; after a fork, in a thread of its own.
+
+    In a forked process, OpenMP waits for ever for threads that the forking thread had
+    and that are not there any more. A new thread has none to wait for. Elsewhere a new
+    thread would do harm: a fork while its helpers end leaves their locks locked.
+    """
+    if os.getpid() == _PROCESS:
+        return function(*args)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
 
 
 @contextmanager

