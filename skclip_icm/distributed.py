@@ -235,6 +235,8 @@ class _Embedder:
         added = [name for name in (self._output, self._counterparts) if name]
         check_columns(batch, [self._column], added)
         images = batch[self._column]
+        if images.ndim == 1 and images.dtype.kind == "f" and np.isnan(images).all():
+            images = [None] * len(images)  # as Ray gives a column of nulls alone
         try:
             return {**batch, **self._embed(images)}
         except (TypeError, ValueError) as error:

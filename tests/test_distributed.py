@@ -13,7 +13,7 @@ from scipy.linalg import subspace_angles
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer
 from skclip_icm.datasets import make_causal_embeddings
-from skclip_icm.distributed import embed, fit_icm
+from skclip_icm.distributed import _Embedder, embed, fit_icm
 from skclip_icm.files._embedding_files import EmbeddingFiles
 from skclip_icm.files._fit import fit_files
 
@@ -297,6 +297,17 @@ def test_counterparts_need_interventions_and_a_seed(ray, rows):
 def test_something_else_than_a_dataset(ray, rows):
     with pytest.raises(TypeError, match=r"of type ndarray, expected a "):
         fit_icm(rows["embedding"], ICMTransformer())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_block_without_any_image(dtype):
+    """Ray turns a column of nulls alone into one of NaN."""
+    batch = {"image": np.full(3, np.nan, dtype)}
+    lenient = _Embedder(CLIPFeaturizer("demo", on_error="nan"), "image", "Z", None)
+    assert np.isnan(lenient(batch)["Z"]).all() and len(lenient(batch)["Z"]) == 3
+    strict = _Embedder(CLIPFeaturizer("demo"), "image", "Z", None)
+    with pytest.raises(ValueError, match="row 0: .*the image is missing"):
+        strict(batch)
 
 
 def test_without_ray(monkeypatch):
