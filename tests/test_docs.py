@@ -62,3 +62,13 @@ def test_citation_names_the_authors_of_the_citation_file():
     page = (ROOT / "docs" / "about.md").read_text(encoding="utf-8")
     for name in re.findall(r"family-names: (\w+)", citation):
         assert f"{name}, " in page
+
+
+def test_tests_that_the_security_page_names_exist():
+    named = re.findall(
+        r"`(\w+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    )
+    assert named
+    for name, test in named:
+        source = (ROOT / "tests" / name).read_text(encoding="utf-8")
+        assert f"def {test}(" in source, f"{name}::{test}"
