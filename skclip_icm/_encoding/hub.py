@@ -105,7 +105,7 @@ def _download(repository, names):
         if _has(repository, name):
             return hf_hub_download(repository, name, cache_dir=constants.HF_HUB_CACHE)
     raise FileNotFoundError(
-        f"{repository} at {constants.ENDPOINT} has no {' or '.join(names)}"
+        f"{repository} at {constants.ENDPOINT} has no {' or '.join(names)}."
     )
 
 
@@ -121,7 +121,7 @@ def _has(repository, name):
     if urlsplit(constants.ENDPOINT).scheme not in ("http", "https"):
         raise OSError(
             f"the environment variable HF_ENDPOINT is {constants.ENDPOINT!r}, expected "
-            "an address that begins with https:// or http://"
+            "an address that begins with https:// or http://."
         )
     url, timeout = hf_hub_url(repository, name), constants.HF_HUB_ETAG_TIMEOUT
     try:
@@ -145,7 +145,7 @@ def _once(repository, ask):
     if start < until:
         raise OSError(
             f"{message}\nThat was a moment ago; {constants.ENDPOINT} is asked again in "
-            f"{until - start:.0f} s"
+            f"{until - start:.0f} s."
         )
     try:
         return ask()
