@@ -386,8 +386,8 @@ def _not_found(source, what, error):
     given = ", ".join(map(repr, filter(None, source[:2])))
     return WeightsNotFoundError(
         f"The {what} of {given} were not found: neither in the local caches "
-        f"(~/.cache/huggingface or HF_HOME, ~/.cache/clip) nor by download ({str(error).rstrip(".")})\n"
-        "Do one of these:\n"
+        f"(~/.cache/huggingface or HF_HOME, ~/.cache/clip) nor by download.\n"
+        f"{error}\nDo one of these:\n"
         "- on a machine with a network, run\n"
         f'    python -c "import open_clip; open_clip.create_model({given}); '
         f'open_clip.get_tokenizer({source.name!r})"\n'
