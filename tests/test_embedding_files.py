@@ -497,7 +497,7 @@ def test_tensors_that_ray_wrote_without_ray(data, tmp_path, pa, shape):
     if shape == b"[2, 64]":
         np.testing.assert_array_equal(EmbeddingFiles(path, column="Z"), both)
         return
-    with pytest.raises(ValueError, match="of shape|is not written as JSON|Unable to"):
+    with pytest.raises(ValueError, match="of shape|rite lists of floats"):
         EmbeddingFiles(path, column="Z")
 
 

@@ -150,6 +150,11 @@ class ParquetPart:
             raise ValueError(
                 f"{self.path}: this is not a Parquet file ({error})."
             ) from error
+        except ValueError as error:  # of a type that a loaded library, such as Ray, has
+            raise ValueError(
+                f"{self.path}: the type of a column cannot be read ({error}). Write "
+                "lists of floats."
+            ) from error
 
     def _field(self, schema):
         count = schema.names.count(self._column)
