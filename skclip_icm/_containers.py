@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Number
 
 import numpy as np
+from scipy.sparse import issparse
 
 EMBEDDINGS = "an array or frame of embeddings"
 
@@ -15,7 +16,8 @@ def refuse_tables(values, name, expected):
             f"{name} is a {type(values).__name__}, whose rows are not computed yet; "
             f"expected {expected}. Call its collect() first."
         )
-    if isinstance(values, Mapping):
+    # Some sparse arrays of older SciPy are dicts; scikit-learn says what to do of them.
+    if isinstance(values, Mapping) and not issparse(values):
         raise TypeError(
             f"{name} is a {type(values).__name__} of the keys "
             f"{_shorten(list(values))}, expected {expected}. Pass one of its values, "
