@@ -10,12 +10,12 @@ import numpy as np
 from skclip_icm._containers import check_texts, printable
 from skclip_icm._encoding import openvino_tower
 from skclip_icm._encoding.folding import fold_batch_norm
+from skclip_icm._encoding.lanes import finite
 from skclip_icm._encoding.options import (
     check_backend,
     check_dtype,
     check_embedding,
     find_device,
-    finite_texts,
     has_native_bfloat16,
     suits_openvino,
 )
@@ -337,7 +337,8 @@ class Encoder:
                     tokens.to(self.device), normalize=False
                 )
                 parts.append(_to_numpy(features))
-        return finite_texts(np.concatenate(parts), texts, self)
+        name = lambda index: f"texts[{index}], {texts[index]!r}"  # noqa: E731
+        return finite(np.concatenate(parts), self, name)
 
     def _numerics(self):
         """Return what decides the embeddings beside model and preprocessing."""

@@ -95,7 +95,23 @@ def encode_batch(cells, pixels, encoder):
         else:
             bound.fitted(len(part))
             start += len(part)
-    return cells, _finite(np.concatenate(parts), cells, encoder)
+    embeddings = np.concatenate(parts)
+    return cells, finite(embeddings, encoder, lambda index: f"row {cells[index][0]}")
+
+
+def finite(embeddings, encoder, name):
+    """Return embeddings of sound inputs, or raise RuntimeError if they are not finite.
+
+    `name` says by its index which input an error is about.
+    """
+    bad = ~np.isfinite(embeddings).all(axis=1)
+    if bad.any():
+        raise RuntimeError(
+            f"{name(int(bad.argmax()))}: the model gives NaN or infinity, computing in "
+            f"{encoder.dtype} on {encoder.device}. Set dtype='bfloat16' or 'float32'; "
+            "if it stays so, the weights are damaged."
+        )
+    return embeddings
 
 
 class _Bound:
@@ -126,19 +142,6 @@ def _is_out_of_memory(error):
 
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def _finite(embeddings, cells, encoder):
-    """Return embeddings of finite images, or raise RuntimeError if they are not."""
-    bad = ~np.isfinite(embeddings).all(axis=1)
-    if bad.any():
-        row = cells[int(bad.argmax())][0]
-        raise RuntimeError(
-            f"row {row}: the model gives NaN or infinity, computing in {encoder.dtype} "
-            f"on {encoder.device}. Set dtype='bfloat16' or 'float32'; if it stays so, "
-            "the weights are damaged."
-        )
-    return embeddings
 
 
 def _stack(pixels, pin):

@@ -89,19 +89,6 @@ def has_native_bfloat16(device):
     return False
 
 
-def finite_texts(embeddings, texts, encoder):
-    """Return embeddings of texts, or raise RuntimeError where they are not finite."""
-    bad = ~np.isfinite(embeddings).all(axis=1)
-    if bad.any():
-        index = int(bad.argmax())
-        raise RuntimeError(
-            f"texts[{index}], {texts[index]!r}: the model gives NaN or infinity, "
-            f"computing in {encoder.dtype} on {encoder.device}. Set dtype='bfloat16' "
-            "or 'float32'; if it stays so, the weights are damaged."
-        )
-    return embeddings
-
-
 def check_embedding(embedding, name):
     """Raise ValueError if a model's embedding of a blank image says that it is broken.
 
