@@ -65,6 +65,12 @@ METHODS = {
     "script's matrix, largest": Method(maps.script(largest=True), shift_only=True),
     "ICM projection": Method(maps.projection("interventional")),
     "ICM whitening": Method(maps.whitening("interventional")),
+    "ICM projection + counterparts": Method(
+        maps.projection("interventional"), heads.augmented
+    ),
+    "ICM whitening + counterparts": Method(
+        maps.whitening("interventional"), heads.augmented
+    ),
     "ICM projection, domain pairs": Method(maps.projection("domain", LAMS_OF_GROUPS)),
     "ICM projection, class pairs": Method(maps.projection("class", LAMS_OF_GROUPS)),
     "ICM projection, caption pairs": Method(
