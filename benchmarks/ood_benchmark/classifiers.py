@@ -13,10 +13,10 @@ from scipy.special import log_softmax, softmax
 # Every classifier that has a penalty is tried with each of these.
 from skclip_icm.model_selection import CS
 
-VREX_PENALTIES = (1, 10, 100, 1000)
-DRO_RATES = (1, 10, 100, 1000)
+VREX_PENALTIES = (0.1, 1, 10, 100, 1000, 10_000)
+DRO_RATES = (0.1, 1, 10, 100, 1000)
 GAUSSIAN_SHRINKAGES = (0.03, 0.1, 0.3, 0.6, 0.9)
-ZERO_SHOT_SHARES = (0.1, 0.25, 0.5, 0.75)
+ZERO_SHOT_SHARES = (0.03, 0.1, 0.25, 0.5, 0.75)
 CLIP_SCALE = 100  # of CLIP's cosines, learnt by it and capped at this
 
 

@@ -13,11 +13,11 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from skclip_icm.model_selection import LAMS, SHRINKAGES
 
-LAMS_OF_GROUPS = (0.3, 3, 30, 300)  # the same range, for rows beside the main ones
-PCA_COMPONENTS = (16, 64, 256, 512)
+LAMS_OF_GROUPS = (0.03, 0.3, 3, 30, 300, 3000)  # for rows beside the main ones
+PCA_COMPONENTS = (16, 64, 256, 512, 1024)
 SCRIPT_LAM = 1000
-SCRIPT_COMPONENTS = (16, 64, 256, 768, 1024)
-ZERO_SHOT_LAMS, ZERO_SHOT_SHRINKAGES = (0.1, 0.3), (10, 30, 100)
+SCRIPT_COMPONENTS = (16, 64, 256, 768, 1024, 1200)
+ZERO_SHOT_LAMS, ZERO_SHOT_SHRINKAGES = (0.03, 0.1, 0.3, 1), (1, 10, 100, 1000)
 PRIOR_WEIGHT = 10  # as in ICMTransformer.adapt
 
 

@@ -119,9 +119,8 @@ def _choices(records, protocol, name):
     mine = [r for r in records if r["method"] in names]
     # On new classes, only what was chosen is tested.
     tested = [r for r in mine if r["protocol"] == protocol]
-    picks = (
-        [choose(run, RULE) for run in _runs(tested)] if protocol == "shift" else tested
-    )
+    runs = _runs(tested) if protocol == "shift" else [[record] for record in tested]
+    picks = [choose(run, RULE) for run in runs]
     if name in CHOSEN:
         if protocol != "shift":
             return {"chosen": "", "at end": []}
@@ -141,7 +140,12 @@ def _choices(records, protocol, name):
     for parameter, counts in chosen.items():
         value, count = counts.most_common(1)[0]
         numbers = [v for v in grids[parameter] if not isinstance(v, str)]
-        is_end = len(numbers) > 2 and value in (min(numbers), max(numbers))
+        ends = (min(numbers), max(numbers)) if len(numbers) > 2 else ()
+        is_end = value in ends and any(
+            _is_best_alone(run, pick, parameter, ends)
+            for run, pick in zip(runs, picks, strict=True)
+            if (parameter, value) in _pairs(pick["setting"])
+        )
         at_end += [parameter] if is_end else []
         share = "" if count == len(picks) else f" ({count} of {len(picks)})"
         described.append(f"{parameter} {value}{'*' if is_end else ''}{share}")
@@ -149,6 +153,14 @@ def _choices(records, protocol, name):
     if plain and chosen:
         described.append(f"plain ({plain} of {len(picks)})")
     return {"chosen": ", ".join(described), "at end": at_end}
+
+
+def _is_best_alone(run, pick, parameter, ends):
+    """Whether no value within the grid does as well by the rule as that at its end."""
+    best = RULES[RULE](pick)
+    alike = [record for record in run if RULES[RULE](record) == best]
+    values = [dict(_pairs(record["setting"])).get(parameter) for record in alike]
+    return all(value in ends for value in values)
 
 
 def _rules(records):

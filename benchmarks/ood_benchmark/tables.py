@@ -29,8 +29,8 @@ def to_markdown(results):
         "Every method chooses its own parameters and C, from one list of C for all, by "
         f"one rule: held-out rows of the training domains, *{RULE}*, none of which "
         "methods were fitted with. An asterisk: most often a value at an end of its "
-        "grid was chosen. Rows are scaled to mean squared norm 1 for every classifier. "
-        "†: transductive, sees the unlabelled images of the target. Where a data set "
+        "grid was chosen, and none within did as well. Rows are scaled to mean "
+        "squared norm 1 for every classifier. †: transductive, sees the unlabelled images of the target. Where a data set "
         "was not used to settle rule and grids, its column stands apart, after the "
         "means.",
         "",
