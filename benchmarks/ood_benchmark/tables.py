@@ -30,9 +30,9 @@ def to_markdown(results):
         f"one rule: held-out rows of the training domains, *{RULE}*, none of which "
         "methods were fitted with. An asterisk: most often a value at an end of its "
         "grid was chosen, and none within did as well. Rows are scaled to mean "
-        "squared norm 1 for every classifier. †: transductive, sees the unlabelled images of the target. Where a data set "
-        "was not used to settle rule and grids, its column stands apart, after the "
-        "means.",
+        "squared norm 1 for every classifier. †: transductive, sees the unlabelled "
+        "images of the target. Where a data set was not used to settle rule and grids, "
+        "its column stands apart, after the means.",
         "",
     ]
     for protocol in PROTOCOLS:
