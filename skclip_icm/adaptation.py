@@ -7,6 +7,7 @@ from sklearn.utils.validation import check_is_fitted
 from skclip_icm._containers import check_same_columns, column_names
 from skclip_icm._estimators import describe, find_step, is_featurizer
 from skclip_icm._projection.arrays import moved_mean, to_numpy
+from skclip_icm._projection.differences import check_finite
 
 
 def adapt(estimator, X, *, X_train=None, prior_weight=10.0):
@@ -111,6 +112,9 @@ def _centred(estimator, X, X_train, options):
 def _shift(Z, Z_train, options):
     """Return a fitted step that takes off what lies between two means."""
     check_same_columns(Z, column_names(Z_train), "X", "X_train")
+    # Missing values are passed over by the scaler, and would make the mean NaN.
+    for name, rows in ("X", Z), ("X_train", Z_train):
+        check_finite(to_numpy(rows), name)
     shift = StandardScaler(with_std=False).fit(Z_train)
     if hasattr(Z, "columns"):
         shift.set_output(transform=type(Z).__module__.partition(".")[0])

@@ -280,7 +280,9 @@ class ICMTransformer(
                 "center=False, so there is no mean to adapt: fit with center=True or "
                 'center="domain".'
             )
-        X = validate_data(self, X, dtype=arrays.floats(X), reset=False)
+        dtype = arrays.floats(X)
+        X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=False)
+        check_finite(X, "X")
         arrays.check_same_library(X, self.components_, "adapt")
         adapted = copy.deepcopy(self)
         adapted.mean_ = arrays.moved_mean(self.mean_, X, prior_weight)

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skclip_icm._containers import check_same_columns, column_names, refuse_tables
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._estimators import HasMethods, StrOptions, VersionedEstimator
+from skclip_icm._projection.differences import check_finite
 from skclip_icm._prompts import (
     class_embeddings,
     name_classes,
@@ -341,7 +342,9 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         paired = find_paired(Z)
         if hasattr(Z, "columns"):
             Z = np.asarray(Z)
-        Z = validate_data(self, Z, dtype=[np.float64, np.float32], reset=False)
+        dtype = [np.float64, np.float32]
+        Z = validate_data(self, Z, dtype=dtype, reset=False, ensure_all_finite=False)
+        check_finite(Z, "X")
         return Z if paired is None else paired
 
 

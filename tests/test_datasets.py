@@ -155,7 +155,7 @@ def test_files_that_are_not_listed_are_counted_by_suffix(root):
     assert "not listed: 3 .cr2, 1 without a suffix." in data.DESCR
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = load_domain_folder(root, skip=["*.CR2", "notes"])
+        data = load_domain_folder(root, skip=["*.cr2", "notes"])  # as they are told
     assert data.not_listed == {}
 
 
@@ -169,6 +169,23 @@ def test_names_to_skip_are_skipped_at_any_level(root):
     assert relative(data, root) == relative(expected, root)
     with pytest.raises(ValueError, match=r"Write skip=\['masks'\]"):
         load_domain_folder(root, skip="masks")
+    with pytest.raises(ValueError, match="the path 'photo/masks', .*Write 'masks'"):
+        load_domain_folder(root, skip=["photo/masks"])
+    with pytest.raises(TypeError, match="skip holds 3 of type int"):
+        load_domain_folder(root, skip=[3])
+
+
+def test_a_link_to_nothing_is_no_missing_folder(root):
+    (root / "photo" / "tiger").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="tiger is a link to nothing"):
+        load_domain_folder(root)
+    assert len(load_domain_folder(root, skip=["tiger"]).images) == 8
+
+
+@pytest.mark.parametrize("wrong", [{"root": ""}, {"root": None}, {"as_frame": "no"}])
+def test_parameters_of_a_folder_are_checked(root, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        load_domain_folder(**{"root": root, **wrong})
 
 
 def test_images_are_selected_by_masks_as_labels_are(root):
@@ -251,7 +268,8 @@ def test_domain_without_classes(root):
 
 def test_class_without_images(root):
     add(root, "photo/elephant/labels.csv")
-    with pytest.raises(ValueError, match="elephant holds no images.*remove the folder"):
+    told = r"holds no images, but 1 \.csv: .*remove the folder"
+    with pytest.raises(ValueError, match=told):
         load_domain_folder(root)
     assert load_domain_folder(root, class_names=["dog"]).target_names == ["dog"]
 

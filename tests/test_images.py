@@ -113,8 +113,9 @@ class TestAsItems:
             {"bytes": None, "path": "~/2.png"},
             {"path": "3.png"},
             {"bytes": None, "path": None},
+            {"bytes": pd.NA, "path": "5.png"},
         ]
-        expected = [b"one", os.path.expanduser("~/2.png"), "3.png", None]
+        expected = [b"one", os.path.expanduser("~/2.png"), "3.png", None, "5.png"]
         table = pa.table({"image": rows[:2]})
         assert list(as_items(rows)) == expected
         assert list(as_items(pd.Series(rows))) == expected
@@ -137,16 +138,35 @@ class TestAsItems:
         assert items[2] == files[2]
         assert fetched[-1] == 2 and len(fetched) <= 2
 
+    def test_column_of_a_column_has_rows_as_they_come(self):
+        images = [picture(seed=i) for i in range(2)]
+        features = {"image": SimpleNamespace(decode=True)}
+        source = SimpleNamespace(features=features, files=images)  # cannot be cast
+
+        class Inner(Column):
+            def __getitem__(self, row):
+                return self.source.files[row]
+
+        assert list(as_items(Inner(source, "image"))) == images
+
     def test_paths_of_home_and_file_addresses(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         file = tmp_path / "a b.png"
         file.write_bytes(b"content")
-        for path in ("~/a b.png", Path("~/a b.png"), file.as_uri()):
+        address = file.as_uri()
+        for path in (
+            "~/a b.png",
+            Path("~/a b.png"),
+            address,
+            address.upper()[:4] + address[4:],
+        ):
             [item] = as_items([path])
             assert read_content(item) == b"content"
         [item] = as_items(["file://elsewhere/a.png"])
-        with pytest.raises(ImageError, match="Addresses are not fetched"):
+        with pytest.raises(ImageError, match="Addresses are not fetched.* 'file:///'"):
             read_content(item)
+        with pytest.raises(TypeError, match="X is the folder.*load_domain_folder"):
+            as_items(tmp_path.as_uri())
 
     def test_files_in_memory(self):
         file = io.BytesIO(b"content")
@@ -156,6 +176,15 @@ class TestAsItems:
         assert file.tell() == 3
         with pytest.raises(TypeError, match="a single bytes"):
             as_items(file)
+        file.close()
+        with pytest.raises(ImageError, match="row 4: a BytesIO: it is closed"):
+            read_content(file, 4)
+
+    def test_open_files_and_bytes_of_one_length_are_refused_with_what_to_pass(self):
+        with open(__file__, "rb") as file, pytest.raises(TypeError, match=r"read\(\)"):
+            as_items([file])
+        with pytest.raises(ValueError, match="cuts zeros.* in a list"):
+            as_items(np.array([b"one", b"three"]))
 
     def test_str_and_path_are_one_kind(self):
         assert len(as_items(["a.jpg", Path("b.jpg")])) == 2
@@ -770,6 +799,19 @@ def test_dark_16_bit_images_are_told_with_their_scale(high, top, caplog, monkeyp
     first = caplog.messages[0]
     assert re.search(rf"row 3: .*no value above {top}.* / {top}\.", first)
     assert len(caplog.messages) == 10  # of a hundred
+
+
+@pytest.mark.parametrize("high", [0, 255, 4095, 4096, 65535])
+def test_dark_colours_of_16_bits_are_told(high, caplog, monkeypatch):
+    """Of several channels, Pillow reads 8 of the 16 bits."""
+    values = np.full((2, 2, 3), high, ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    content = png(2, 2, bits=16, colour=2, data=zlib.compress(rows))
+    monkeypatch.setattr(deep, "_n_dark", itertools.count())
+    for image in content, Image.open(io.BytesIO(content)):
+        caplog.clear()
+        decode(image, 3)
+        assert ["row 3" in text for text in caplog.messages] == [True] * (high < 4096)
 
 
 @pytest.mark.parametrize("high", [0, 4096, 65535])

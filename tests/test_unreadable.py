@@ -9,7 +9,13 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from skclip_icm import CLIPFeaturizer, ICMTransformer, drop_unreadable
+from skclip_icm import (
+    CLIPFeaturizer,
+    ICMTransformer,
+    ZeroShotClassifier,
+    adapt,
+    drop_unreadable,
+)
 
 
 @pytest.fixture
@@ -47,6 +53,33 @@ def test_frames_keep_their_index(paths):
     assert kept.index.tolist() == [10, 11, 12, 14]
 
 
+def test_columns_of_a_dataset_stay_columns(paths):
+    class Rows:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __getitem__(self, name):
+            return Column(self, name)
+
+        def select(self, rows):
+            return Rows([self.rows[row] for row in rows])
+
+    class Column:
+        def __init__(self, source, name):
+            self.source, self.column_name = source, name
+
+        def __len__(self):
+            return len(self.source.rows)
+
+        def __getitem__(self, row):
+            return self.source.rows[row]
+
+    with pytest.warns(UserWarning, match="2 of 6"):
+        kept, y, _ = drop_unreadable(Rows(paths)["image"], Rows(range(6))["y"])
+    assert isinstance(kept, Column) and kept.source.rows == [paths[i] for i in KEPT]
+    assert y.source.rows == KEPT
+
+
 def test_nothing_is_said_or_copied_where_all_can_be_read(photographs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -73,6 +106,23 @@ def test_a_pipeline_says_what_to_do_and_fits_on_what_is_left(paths):
     pipe.fit(X, y)
     with pytest.raises(ValueError, match="X: NaN or infinity in rows 3, 5"):
         pipe.predict(paths)
+
+
+def test_every_estimator_names_the_rows_of_nan(paths):
+    featurizer = CLIPFeaturizer("demo", on_error="nan")
+    good = [paths[row] for row in KEPT]
+    zero_shot = ZeroShotClassifier(featurizer, class_names=["cat", "dog"]).fit(good)
+    Z, bad = featurizer.fit_transform(good), featurizer.transform(paths)
+    probe = LogisticRegression().fit(Z, [0, 1, 0, 1])
+    for call in (
+        lambda: zero_shot.predict(paths),
+        lambda: ICMTransformer(2).fit(Z).adapt(bad),
+        lambda: adapt(probe, bad, X_train=Z),
+    ):
+        with pytest.raises(ValueError, match="in rows 3, 5, .*drop_unreadable"):
+            call()
+    with pytest.raises(ValueError, match="X_train: NaN or infinity in rows 3, 5"):
+        adapt(probe, Z, X_train=bad)
 
 
 def test_many_rows_are_counted():

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageFile
 
-from skclip_icm._images.deep import find_scale, is_deep
+from skclip_icm._images.deep import find_scale, is_deep, is_shortened, tell_dark
 from skclip_icm._images.inputs import (
     MAX_BYTES,
     ImageError,
@@ -264,15 +264,22 @@ def _turn(size):
 def _load(image, row, name, shared):
     if shared:
         with _LOADING[id(image) // 64 % len(_LOADING)]:
-            image.load()
+            _load_pixels(image, row, name)
             return _to_rgb(image, row, name)
-    image.load()
+    _load_pixels(image, row, name)
     # Nobody else holds this image: copying it can take as long as decoding it.
     if image.mode == "RGB" and not image.has_transparency_data:
         image = _upright(image)
         image.info = {}
         return image
     return _to_rgb(image, row, name)
+
+
+def _load_pixels(image, row, name):
+    shortened = is_shortened(image)
+    image.load()
+    if shortened:
+        tell_dark(image, row, name)
 
 
 def _reduce(image, target):

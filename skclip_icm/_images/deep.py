@@ -27,6 +27,42 @@ def is_deep(image):
     return image.mode.startswith("I") or image.mode == "F"
 
 
+def is_shortened(image):
+    """Whether Pillow reads 8 of 16 bits of an image that is not loaded yet.
+
+    So it does of those with several channels.
+    """
+    return not is_deep(image) and any(
+        ";16" in str(t) for t in getattr(image, "tile", ())
+    )
+
+
+def tell_dark(image, row=None, name=""):
+    """Log that an image is read as nearly black, if that `is_shortened` is.
+
+    Parameters
+    ----------
+    image : PIL image
+        As it was opened, loaded.
+    row : int, optional
+        Its position, for the message.
+    name : str, default=""
+        Its path, for the message.
+    """
+    colours = "".join(image.getbands()).rstrip("Aa")
+    high = max(image.getchannel(band).getextrema()[1] for band in colours)
+    if high < 16:  # 0 is what becomes of all values below 256
+        _tell_dark(
+            row,
+            name,
+            "no value above 4095, as those of 12-bit cameras do",
+            "black",
+            "white",
+            "Multiply the values by 16 and save them again, by a program that keeps 16 "
+            "bits, as Pillow does not.",
+        )
+
+
 def find_scale(image, bands, row=None, name=""):
     """Return what turns bands of an image into 8 bits.
 
@@ -113,14 +149,19 @@ def _check_range(image, bands, white, inverted, row, name):
             "stands for white",
             f"Pass an array, numpy.asarray(image) / {top}; if 65535 is white, / 65535.",
         )
+    fix = "Scale such images, and pass arrays: numpy.asarray(PIL.Image.open(path)) / "
+    _tell_dark(row, name, found, *ends, f"{fix}{top}.")
+
+
+def _tell_dark(row, name, found, seen, white, fix):
     logger.log(
         logging.WARNING if next(_n_dark) < _MAX_TOLD else logging.DEBUG,
         "%s%s: an image of 16 bits has %s: it is read as nearly %s, since 65535 "
-        "stands for %s. Scale such images, and pass arrays: "
-        "numpy.asarray(PIL.Image.open(path)) / %d.",
+        "stands for %s. %s",
         "" if row is None else f"row {row}: ",
         name or "a PIL image",
         found,
-        *ends,
-        top,
+        seen,
+        white,
+        fix,
     )

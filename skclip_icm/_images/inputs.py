@@ -32,6 +32,7 @@ __all__ = [
     "check_array",
     "describe",
     "holds_images",
+    "is_column",
     "memory_error",
     "read_content",
     "row_error",
@@ -86,7 +87,7 @@ def as_items(X):
     (32, 32, 3)
     """
     if X is None or _kind(X) in ("path", "bytes", "PIL image", _ROW):
-        if isinstance(X, str | os.PathLike) and os.path.isdir(X):
+        if isinstance(X, str | os.PathLike) and os.path.isdir(local_path(X)):
             raise TypeError(
                 f"X is the folder {shorten(X)}, expected {_EXPECTED}. {LIST_FOLDER}"
             )
@@ -96,7 +97,7 @@ def as_items(X):
         items = _array_items(X)
     elif _is_torch(X):
         items = _tensor_items(X)
-    elif _is_column(X):
+    elif is_column(X):
         items = _Column(X)
     else:
         items = entries(X, "X", _EXPECTED)
@@ -114,7 +115,7 @@ def holds_images(X):
         X = only_column(X, "X", _EXPECTED) if X.shape[1] == 1 else ()
     if getattr(X, "ndim", 1) != 1:
         return X.ndim == 4
-    if _is_column(X):
+    if is_column(X):
         return True
     if not (isinstance(X, Sequence | np.ndarray) or hasattr(X, "to_list")):
         return False
@@ -160,7 +161,11 @@ def read_content(item, row=None):
     if kind == "path":
         return read_file(item, row)
     if kind == "bytes":
-        content = item.getvalue() if isinstance(item, io.BytesIO) else bytes(item)
+        try:
+            content = item.getvalue() if isinstance(item, io.BytesIO) else bytes(item)
+        except ValueError as error:  # it is closed
+            name = f"a {type(item).__name__}"
+            raise row_error(row, name, "it is closed", "Pass an open one.") from error
         if not content:
             raise row_error(row, "bytes", "they are empty", "Pass a whole image file.")
         return content
@@ -196,6 +201,8 @@ def _array_items(X):
         fix = "If it is a stack of greyscale images, add an axis: X[..., None]."
     elif X.ndim == 2:
         fix = "It looks like embeddings or features already, not images."
+    elif X.dtype.kind == "S":
+        fix = "NumPy cuts zeros off the end of bytes: pass the files in a list."
     else:
         fix = f"Expected {_EXPECTED}."
     raise ValueError(
@@ -218,7 +225,7 @@ def _tensor_items(X):
     )
 
 
-def _is_column(X):
+def is_column(X):
     """Whether `X` is a column of a `datasets.Dataset`, which decodes when indexed."""
     return hasattr(X, "source") and hasattr(X, "column_name") and hasattr(X, "__len__")
 
@@ -229,7 +236,8 @@ class _Column(Sequence):
     def __init__(self, column):
         self._rows = column
         feature = getattr(column.source, "features", {}).get(column.column_name)
-        if getattr(feature, "decode", False):
+        # A column of structs has columns too, which cannot be cast.
+        if getattr(feature, "decode", False) and hasattr(column.source, "cast_column"):
             # Else each row would be decoded twice, and its file not be known.
             raw = copy.copy(feature)
             raw.decode = False
@@ -249,7 +257,7 @@ def _plain(item):
     """Return one entry without what it is wrapped in, its path as the system's."""
     if isinstance(item, Mapping):
         content = item.get("bytes")
-        item = item.get("path") if content is None else content
+        item = item.get("path") if is_missing(content) else content
     if type(item) is np.str_:  # which messages would show as np.str_('cat.jpg')
         item = str(item)
     return local_path(item) if isinstance(item, str | os.PathLike) else item
@@ -268,7 +276,12 @@ def _check_one_kind(items):
                 row,
             )
         if kind not in _KINDS:
-            raise TypeError(f"X holds a {kind} in row {row}, expected {_EXPECTED}.")
+            hint = ""
+            if hasattr(item, "read"):
+                hint = " Of an open file, pass the bytes that its read() returns."
+            raise TypeError(
+                f"X holds a {kind} in row {row}, expected {_EXPECTED}.{hint}"
+            )
         first, first_row = kind, row
 
 

@@ -5,6 +5,7 @@ Only regular files of bounded size are read.
 
 import errno
 import os
+import re
 import stat
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -66,12 +67,14 @@ def _where(row, name):
 def local_path(path):
     """Return the path of a file: without "file://", and with the home for a "~"."""
     text = os.fspath(path)
-    if not isinstance(text, str) or not text.startswith(("~", "file:")):
+    if not isinstance(text, str):
         return path
     if text.startswith("~"):
         return os.path.expanduser(text)
+    if text[:5].lower() != "file:":
+        return path
     parts = urlsplit(text)
-    here = parts.netloc in ("", "localhost")
+    here = parts.netloc.lower() in ("", "localhost")
     return url2pathname(parts.path) if here else path
 
 
@@ -123,6 +126,11 @@ def _reason(exc):
 
 
 def _file_fix(exc, name):
+    if re.match(r"'file://", name, re.IGNORECASE):
+        return (
+            "Addresses are not fetched. Of a file on this machine, give 'file:///' and "
+            "its whole path."
+        )
     if "://" in name:
         return "Addresses are not fetched: download the file and pass its path."
     if isinstance(exc, FileNotFoundError):

@@ -10,7 +10,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from skclip_icm._images.decoding import decode
-from skclip_icm._images.inputs import ImageError, as_items, read_content
+from skclip_icm._images.inputs import ImageError, as_items, is_column, read_content
 
 _MAX_TOLD = 10
 
@@ -106,4 +106,7 @@ def _find_error(item, row):
 def _take(array, rows):
     if hasattr(array, "to_pylist"):  # of Arrow
         return array.take(rows)
+    if is_column(array) and hasattr(array.source, "select"):
+        # A column again, whose images are read when they are needed.
+        return array.source.select(rows)[array.column_name]
     return _safe_indexing(array, rows)

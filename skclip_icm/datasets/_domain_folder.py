@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from skclip_icm._containers import entries
+from skclip_icm._estimators import validate_params
 from skclip_icm._images.reading import local_path
 
 # Every format of `decoding.FORMATS`, also those that an older Pillow cannot
@@ -27,6 +28,17 @@ _JUNK = ("Thumbs.db", "desktop.ini", "__MACOSX")
 _MAX_LISTED = 20  # names in a message
 
 
+@validate_params(
+    {
+        "root": [str, os.PathLike],
+        "domains": "no_validation",
+        "class_names": "no_validation",
+        "skip": "no_validation",
+        "return_X_y": ["boolean"],
+        "as_frame": ["boolean"],
+    },
+    prefer_skip_nested_validation=True,
+)
 def load_domain_folder(
     root,
     *,
@@ -57,7 +69,7 @@ def load_domain_folder(
         domain has, by name.
     skip : sequence of str, default=()
         Names of more files and folders to skip, at any level, such as "masks", or
-        patterns such as ``"*.txt"``.
+        patterns such as ``"*.txt"``, in upper or lower case alike.
     return_X_y : bool, default=False
         Whether to return ``(images, target)`` in place of a Bunch.
     as_frame : bool, default=False
@@ -79,10 +91,13 @@ def load_domain_folder(
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If ``root`` does not exist or is a file.
+        If ``root`` does not exist or is a file, or a link among the folders leads to
+        nothing.
     ValueError
         If a name is unknown or given twice, a folder is empty, or an image or a folder
         lies at a level where it does not belong.
+    TypeError
+        If ``skip`` holds something else than names.
     ImportError
         If pandas is missing, with ``as_frame=True``.
 
@@ -110,6 +125,8 @@ def load_domain_folder(
     (array([0, 0, 1]), array([0, 1, 0]))
     >>> root.cleanup()
     """
+    if not os.fspath(root):
+        raise ValueError("root is empty, expected the path of a folder, such as '.'.")
     root = Path(local_path(root)).absolute()
     scan = _Scan({*_JUNK, *_check_skip(skip)})
     domain_names = _select(domains, _find_domains(root, scan), "domains", root)
@@ -130,12 +147,12 @@ def load_domain_folder(
                 f"{root / domain} has none of the class_names. It has: "
                 f"{_listing(sorted(classes[domain]))}. Leave {domain!r} out of domains."
             )
-    not_listed = dict(scan.others.most_common())
+    not_listed = dict(sorted(scan.others.items(), key=lambda kv: (-kv[1], kv[0])))
     if not_listed:
-        warnings.warn(_tell_not_listed(root, not_listed), UserWarning, stacklevel=2)
+        warnings.warn(_tell_not_listed(root, not_listed), UserWarning, stacklevel=3)
     for names, kind in (domain_names, "domains"), (target_names, "classes"):
         for alike in _alike(names):
-            warnings.warn(_tell_alike(root, alike, kind), UserWarning, stacklevel=2)
+            warnings.warn(_tell_alike(root, alike, kind), UserWarning, stacklevel=3)
     domain, target = np.indices(counts.shape).reshape(2, -1)
     rows = {
         "images": np.array(images, dtype=object),
@@ -162,7 +179,20 @@ def _check_skip(skip):
             f"skip is the string {skip!r}, expected a list of names. Write "
             f"skip=[{skip!r}]."
         )
-    return skip
+    for name in () if skip is None else skip:
+        if not isinstance(name, str | os.PathLike):
+            raise TypeError(
+                f"skip holds {name!r} of type {type(name).__name__}, expected names of "
+                "files and folders."
+            )
+        name = os.fspath(name)
+        if os.path.basename(name) != name:
+            raise ValueError(
+                f"skip holds the path {name!r}, expected names, which are skipped at "
+                f"any level. Write {os.path.basename(name.rstrip('/'))!r}; to leave a "
+                "domain or a class out, name the others in domains or class_names."
+            )
+        yield name
 
 
 def _as_frame(rows):
@@ -177,14 +207,17 @@ def _as_frame(rows):
 
 
 def _tell_not_listed(root, counts):
-    found = ", ".join(f"{n} {suffix}" for suffix, n in counts.items())
     return (
         f"{root}: {sum(counts.values())} files beside the images are not listed, as "
         "their suffix is not that of an image that can be read: "
-        f"{found}. Convert those that are images, such as raw files of cameras, to PNG "
-        "or TIFF; to skip others without this warning, name them in skip, such as "
-        "skip=['*.txt']."
+        f"{_tell_counts(counts)}. Convert those that are images, such as raw files of "
+        "cameras, to PNG or TIFF; to skip others without this warning, name them in "
+        "skip, such as skip=['*.txt']."
     )
+
+
+def _tell_counts(counts):
+    return ", ".join(f"{n} {suffix}" for suffix, n in counts.items())
 
 
 def _alike(names):
@@ -247,6 +280,7 @@ def _find_classes(root, domain_names, scan):
 
 def _find_images(root, folder, scan):
     """Paths of a class folder's images, sorted."""
+    before = scan.others.copy()
     folders, images = scan(folder, count_others=True)
     if folders:
         raise ValueError(
@@ -255,9 +289,10 @@ def _find_images(root, folder, scan):
             "To leave the folder out, name it in skip."
         )
     if not images:
+        others = _tell_counts(scan.others - before)
         raise ValueError(
-            f"{folder} holds no images: no file ends in "
-            f"{', '.join(sorted(SUFFIXES))}. {_layout(root)} If the domain lacks this "
+            f"{folder} holds no images{', but ' * bool(others)}{others}: no file ends "
+            f"in {', '.join(sorted(SUFFIXES))}. {_layout(root)} If the domain lacks this "
             "class, remove the folder, or name it in skip."
         )
     # Joined as strings, since a Path for each of 600,000 files takes seconds.
@@ -270,7 +305,9 @@ class _Scan:
 
     def __init__(self, skip):
         patterns = "|".join(map(fnmatch.translate, sorted(skip)))
-        self._skips, self.others = re.compile(patterns).match, Counter()
+        # In any case, since the suffixes that are reported are in lower case.
+        self._skips = re.compile(patterns, re.IGNORECASE).match
+        self.others = Counter()
 
     def __call__(self, folder, count_others=False):
         """Names of the folders and of the images in a folder, each sorted."""
@@ -287,6 +324,11 @@ class _Scan:
                     images.append(name)
                 elif count_others:
                     self.others[suffix or "without a suffix"] += 1
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    raise FileNotFoundError(
+                        f"{entry.path} is a link to nothing, where folders are "
+                        "expected. Mend or remove it, or name it in skip."
+                    )
         return sorted(folders), sorted(images)
 
 
@@ -351,6 +393,6 @@ def _describe(root, domain_names, target_names, counts, not_listed):
         listed = _listing([target_names[j] for j in single])
         lines += ["", f"Classes in one domain only: {listed}."]
     if not_listed:
-        found = ", ".join(f"{n} {suffix}" for suffix, n in not_listed.items())
+        found = _tell_counts(not_listed)
         lines += ["", f"Files beside the images that are not listed: {found}."]
     return "\n".join(lines) + "\n"

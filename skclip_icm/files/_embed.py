@@ -134,7 +134,7 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
             f"rows {shown}{more}. Leave them out of y and the like: numpy.delete(y, "
             "files.failed).",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,  # the one that checks parameters lies between
         )
     return _open(folder, file_format, len(starts), len(views) - 1, failed)
 
