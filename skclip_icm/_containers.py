@@ -119,6 +119,22 @@ def is_missing(value):
     return comparable and bool(value != value)
 
 
+def refuse_images(values, name):
+    """Raise ValueError if `values` are images where embeddings are expected."""
+    kind = getattr(getattr(values, "dtype", None), "kind", "f")
+    if getattr(values, "ndim", 0) == 2 and kind not in "OUT":
+        return
+    # Not at the top: embeddings alone need no Pillow.
+    from skclip_icm._images.inputs import holds_images
+
+    if holds_images(values):
+        raise ValueError(
+            f"{name} holds images, expected embeddings of shape (n, d): put "
+            "CLIPFeaturizer before this step, as in make_pipeline(CLIPFeaturizer(), "
+            "ICMTransformer()), or pass what it makes of them."
+        )
+
+
 def check_same_columns(values, columns, name, like="X"):
     """Raise an error if `values` are no embeddings, or of other columns than `like`.
 
@@ -126,6 +142,7 @@ def check_same_columns(values, columns, name, like="X"):
     order, and names count where they are strings.
     """
     refuse_tables(values, name, EMBEDDINGS)
+    refuse_images(values, name)
     found, expected = column_names(values), None if columns is None else list(columns)
     if found is not None and expected is not None and found != expected:
         at = next(i for i, c in enumerate([*found, None]) if [c] != expected[i : i + 1])

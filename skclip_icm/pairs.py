@@ -8,6 +8,7 @@ from skclip_icm._containers import (
     EMBEDDINGS,
     check_same_columns,
     column_names,
+    refuse_images,
     refuse_tables,
 )
 from skclip_icm._locks import Lock
@@ -73,6 +74,7 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
 
     def __init__(self, embeddings, counterparts):
         refuse_tables(embeddings, "embeddings", EMBEDDINGS)
+        refuse_images(embeddings, "embeddings")
         Z = as_floats(np.asarray(embeddings))
         if Z.ndim != 2:
             raise ValueError(
@@ -367,16 +369,7 @@ def why_unpaired(X):
 def embedding_dtypes(X):
     """Return the dtypes that embeddings may keep, or raise if `X` holds images."""
     refuse_tables(X, "X", EMBEDDINGS)
-    if getattr(X, "ndim", 0) != 2 or hasattr(X, "columns"):
-        # Not at the top: embeddings alone need no Pillow.
-        from skclip_icm._images.inputs import holds_images
-
-        if holds_images(X):
-            raise ValueError(
-                "X holds images, expected embeddings of shape (n, d): put "
-                "CLIPFeaturizer before this step, as in "
-                "make_pipeline(CLIPFeaturizer(), ICMTransformer())."
-            )
+    refuse_images(X, "X")
     return floats(X)
 
 

@@ -14,6 +14,7 @@ import skclip_icm
 from skclip_icm import (
     CLIPFeaturizer,
     ICMTransformer,
+    PairedEmbeddings,
     ZeroShotClassifier,
     invariant_search,
 )
@@ -158,6 +159,18 @@ SLIPS = {
         lambda: make_pipeline(ICMTransformer(), CLIPFeaturizer("demo")).fit(IMAGES),
         [FEATURIZER_FIRST],
     ),
+    "counterparts that are images": (
+        lambda: ICMTransformer().fit(Z, X_do=np.array(["cat.jpg"] * n)[:, None]),
+        ["X_do holds images", FEATURIZER_FIRST],
+    ),
+    "pairs of images": (
+        lambda: ICMTransformer(pairs=(["cat.jpg"], ["dog.jpg"])).fit(Z),
+        ["U holds images", FEATURIZER_FIRST],
+    ),
+    "PairedEmbeddings of images": (
+        lambda: PairedEmbeddings(["cat.jpg"], ["dog.jpg"]),
+        ["embeddings holds images", FEATURIZER_FIRST],
+    ),
     "a folder": (embed(str(PACKAGE)), [str(PACKAGE), "load_domain_folder"]),
     "a Path of a folder": (embed(PACKAGE), ["load_domain_folder"]),
     "a list of folders": (embed([PACKAGE]), ["row 0", "load_domain_folder"]),
@@ -176,6 +189,22 @@ def test_slip_is_told_with_what_to_do(slip):
     for text in expected:
         assert text in str(raised.value)
     assert "np." not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("openai/clip-vit-base-patch16", '"ViT-B-16", "openai"'),
+        ("hf-hub:openai/clip-vit-large-patch14-336", '"ViT-L-14-336", "openai"'),
+        ("https://huggingface.co/openai/clip-vit-base-patch32", '"ViT-B-32", "openai"'),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "'hf-hub:laion/CLIP-ViT-B-32"),
+        (str(PACKAGE), f"'local-dir:{PACKAGE}'"),
+        ("vit-b-16", "Did you mean ['ViT-B-16'"),
+    ],
+)
+def test_names_of_elsewhere_are_told_with_what_to_write(name, meant):
+    with pytest.raises(ValueError, match=re.escape(meant)):
+        CLIPFeaturizer(name).transform(IMAGES)
 
 
 def test_log_shows_paths_of_an_array_as_text(caplog):

@@ -1,20 +1,18 @@
 """A model's weights: from a name to the file, or an error that says what to do."""
 
-import difflib
 import json
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from skclip_icm._encoding import hub
 from skclip_icm._encoding.loading import hash_weights, without_random_numbers
+from skclip_icm._encoding.names import refuse_transformers, refuse_unknown, suggest
 
 DEMO = "demo"
 
 # As transformers names the weights that open_clip has under the tag "openai".
-_OPENAI = re.compile(r"openai/clip-vit-(base|large)-patch(\d+)(-336)?")
 
 # Files of a model's repository, as open_clip names them; the first weights are taken.
 _HUB_CONFIG = "open_clip_config.json"
@@ -62,6 +60,7 @@ def find_source(model_name, pretrained, preprocessing=None):
 
 
 def _find(model_name, pretrained):
+    refuse_transformers(model_name)
     if model_name == DEMO or model_name.startswith("hf-hub:"):
         return Source(model_name)
     if model_name.startswith("local-dir:"):
@@ -270,19 +269,7 @@ def _find_built_in(model_name, pretrained):
 
     name = model_name.replace("/", "-")
     if name not in open_clip.list_models():
-        if hf := _OPENAI.fullmatch(model_name):
-            size = {"base": "B", "large": "L"}[hf[1]]
-            raise ValueError(
-                f"model_name={model_name!r} is a name of transformers. Its weights in "
-                f'open_clip: CLIPFeaturizer("ViT-{size}-{hf[2]}{hf[3] or ""}", '
-                '"openai").'
-            )
-        known = [*open_clip.list_models(), DEMO]
-        raise ValueError(
-            f"model_name={model_name!r} is not known.{_suggest(name, known)} "
-            "open_clip.list_models() lists all names; 'hf-hub:organisation/"
-            f"repository', 'local-dir:path' and {DEMO!r} are possible too."
-        )
+        refuse_unknown(model_name, [*open_clip.list_models(), DEMO])
     tags = open_clip.list_pretrained_tags_by_model(name)
     # A name's "-quickgelu" variant lists fewer weights than the name itself.
     plain = name.removesuffix("-quickgelu")
@@ -309,19 +296,13 @@ def _find_built_in(model_name, pretrained):
         )
     raise ValueError(
         f"pretrained={pretrained!r} is neither a tag of {name} nor a file."
-        f"{_suggest(pretrained, tags)} Tags: {tags}."
+        f"{suggest(pretrained, tags)} Tags: {tags}."
     )
 
 
 def _stamp(path):
     status = path.stat()
     return path.name, status.st_size, status.st_mtime_ns
-
-
-def _suggest(word, known):
-    lowered = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(word.lower(), lowered, n=5, cutoff=0.5)
-    return f" Did you mean {[lowered[c] for c in close]}?" if close else ""
 
 
 def _uses_quick_gelu(source, config):

@@ -113,6 +113,8 @@ def holds_images(X):
     """Say whether `X` is a container of images rather than an array of numbers."""
     if hasattr(X, "columns"):
         X = only_column(X, "X", _EXPECTED) if X.shape[1] == 1 else ()
+    if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
+        X = X.reshape(-1)
     if getattr(X, "ndim", 1) != 1:
         return X.ndim == 4
     if is_column(X):

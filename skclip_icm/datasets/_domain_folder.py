@@ -292,8 +292,8 @@ def _find_images(root, folder, scan):
         others = _tell_counts(scan.others - before)
         raise ValueError(
             f"{folder} holds no images{', but ' * bool(others)}{others}: no file ends "
-            f"in {', '.join(sorted(SUFFIXES))}. {_layout(root)} If the domain lacks this "
-            "class, remove the folder, or name it in skip."
+            f"in {', '.join(sorted(SUFFIXES))}. {_layout(root)} If the domain lacks "
+            "this class, remove the folder, or name it in skip."
         )
     # Joined as strings, since a Path for each of 600,000 files takes seconds.
     prefix = os.path.join(folder, "")
