@@ -1,6 +1,7 @@
 """Names of classes, the prompts that these make, and their embeddings."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Mapping
 
@@ -18,6 +19,7 @@ _ROWS_AT_ONCE = 1024
 _MAX_TOLD = 5
 # One text in batches of different sizes, in bfloat16, is about that far from itself.
 _SAME = 1e-5
+_OTHER_SLOT = re.compile(r"\{[^{}]+\}")  # such as those of str.format and of f-strings
 
 
 def name_classes(class_names, y):
@@ -101,6 +103,12 @@ def prompts_of(labels, names, templates):
     else:
         templates = [templates] if isinstance(templates, str) else templates
         by_class = [check_templates(templates, "templates")] * len(labels)
+    for template in dict.fromkeys(text for some in by_class for text in some):
+        if other := _OTHER_SLOT.search(template):
+            raise ValueError(
+                f"templates holds {template!r}, whose {other[0]} would be read as it "
+                "is written. The slot for the name is {}."
+            )
     # A prompt without a slot is the same for all names.
     return [
         list(dict.fromkeys(fill(template, name) for template in some for name in its))

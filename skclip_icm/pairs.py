@@ -1,5 +1,7 @@
 """Embeddings that carry the embeddings of their intervened counterparts."""
 
+from pathlib import Path
+
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from sklearn.utils._set_output import _wrap_data_with_container
@@ -11,6 +13,7 @@ from skclip_icm._containers import (
     refuse_images,
     refuse_tables,
 )
+from skclip_icm._images.reading import local_path
 from skclip_icm._locks import Lock
 from skclip_icm._projection.arrays import floats
 from skclip_icm._projection.differences import as_floats, check_counterparts
@@ -157,8 +160,19 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
             Where to, such as "train.npz"; an existing file is replaced. It is NumPy's
             archive of two arrays, without any pickle.
         """
-        with open(path, "wb") as file:
-            np.savez(file, embeddings=self._embeddings, counterparts=self.counterparts)
+        # Not at the top: that package imports this module.
+        from skclip_icm.files._replacing import replacing
+
+        path = Path(local_path(path))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"path={str(path)!r}: there is no folder {str(path.parent)!r}. Make it "
+                "first, or save elsewhere."
+            )
+        # Counterparts may be computed now, and fail: a file that is there stays then.
+        arrays = {"embeddings": self._embeddings, "counterparts": self.counterparts}
+        with replacing(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path):
@@ -191,7 +205,7 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
         <PairedEmbeddings: 2 x 2 float64, 1 counterpart each>
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(local_path(path), allow_pickle=False) as file:
                 return cls(file["embeddings"], file["counterparts"])
         except FileNotFoundError:
             raise

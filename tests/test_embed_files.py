@@ -1,5 +1,6 @@
 """Images become files of embeddings, and an interrupted run goes on."""
 
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from skclip_icm import (
     CLIPFeaturizer,
+    EmbeddingFiles,
     ICMTransformer,
     ImageError,
     PairedEmbeddings,
@@ -118,6 +120,61 @@ def test_a_folder_of_something_else_is_not_mixed_with(paths, folder):
         embed_files(paths, FEATURIZER, folder.parent / "foreign")
     more = embed_files([*paths, *paths], FEATURIZER, folder, rows_per_file=2)
     assert len(more.embeddings) == 12
+
+
+@pytest.fixture
+def bitmaps(photographs, tmp_path):
+    """Files of one size, whatever they show."""
+    paths = [str(tmp_path / f"{i}.bmp") for i in range(4)]
+    for path, pixels in zip(paths, photographs, strict=False):
+        Image.fromarray(pixels).save(path)
+        age(path)
+    return paths
+
+
+def age(path, seconds=60):
+    """Make a file older: what has just changed is read again in any case."""
+    changed = os.stat(path).st_mtime - seconds
+    os.utime(path, (changed, changed))
+
+
+def test_a_file_that_changed_since_is_noticed_also_at_equal_size(bitmaps, folder):
+    embed_files(bitmaps, FEATURIZER, folder, rows_per_file=2)
+    size = os.stat(bitmaps[1]).st_size
+    Image.open(bitmaps[1]).rotate(180).save(bitmaps[1])
+    age(bitmaps[1], 1000)
+    assert os.stat(bitmaps[1]).st_size == size
+    with pytest.raises(ValueError, match="rows 0 to 1, .*changed since.*img_emb_0"):
+        embed_files(bitmaps, FEATURIZER, folder, rows_per_file=2)
+    (folder / "img_emb" / "img_emb_0.npy").unlink()  # as the message says
+    files = embed_files(bitmaps, FEATURIZER, folder, rows_per_file=2)
+    Z = FEATURIZER.transform(bitmaps)
+    assert_allclose(np.asarray(files.embeddings), Z, atol=1e-6)
+
+
+def test_the_same_content_elsewhere_is_the_same(bitmaps, folder, monkeypatch):
+    embed_files(bitmaps, FEATURIZER, folder, rows_per_file=2)
+    for path in bitmaps:
+        age(path)
+    monkeypatch.chdir(folder.parent)
+    for images in bitmaps, [os.path.basename(path) for path in bitmaps]:
+        files = embed_files(images, FEATURIZER, folder, rows_per_file=2)
+        assert len(files.embeddings) == 4
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"about"'])
+def test_a_damaged_record_is_told(bitmaps, folder, content):
+    folder.mkdir()
+    (folder / "embed_files.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="json is damaged, .*Give another folder"):
+        embed_files(bitmaps, FEATURIZER, folder)
+
+
+def test_folders_of_home_and_file_addresses(bitmaps, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    embed_files(bitmaps, FEATURIZER, "~/embeddings")
+    assert len(EmbeddingFiles((tmp_path / "embeddings" / "img_emb").as_uri())) == 4
+    assert len(EmbeddingFiles("~/embeddings/img_emb")) == 4
 
 
 def test_images_in_memory_are_known_by_content(photographs, folder):

@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_s
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from skclip_icm import ICMTransformer, PairedEmbeddings
+from skclip_icm import CLIPFeaturizer, ICMTransformer, PairedEmbeddings
 from skclip_icm.datasets import make_causal_embeddings
 from skclip_icm.pairs import LazyCounterparts, attach_to_frame, find_paired
 
@@ -215,6 +215,23 @@ def test_save_and_load(paired, tmp_path):
         PairedEmbeddings.load(path)
     with pytest.raises(FileNotFoundError):
         PairedEmbeddings.load(tmp_path / "nowhere.npz")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        paired.save(tmp_path / "nowhere" / "Z.npz")
+
+
+def test_a_saved_file_stays_where_counterparts_cannot_be_computed(
+    paired, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paired.save("~/Z.npz")
+
+    def fail(image):
+        raise RuntimeError("not today")
+
+    later = CLIPFeaturizer("demo", interventions=fail).intervene(photographs)
+    with pytest.raises(RuntimeError, match="not today"):
+        later.save(tmp_path / "Z.npz")
+    assert len(PairedEmbeddings.load("~/Z.npz")) == len(paired)
 
 
 def test_bad_shapes():

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
+from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
@@ -419,12 +420,19 @@ def test_what_cannot_be_reported(causal, fitted, raw):
     arguments = causal.embeddings, causal.target, causal.names
     with pytest.raises(NotFittedError, match="LogisticRegression is not fitted"):
         report(LogisticRegression(), *arguments)
-    with pytest.raises(TypeError, match="ICMTransformer that does not predict"):
+    with pytest.raises(TypeError, match="an ICMTransformer, which does not predict"):
         report(fitted[0], *arguments)
     with pytest.raises(ValueError, match="y has 3 entries, expected 400"):
         report(fitted, causal.embeddings, [0, 1, 0], causal.names)
-    with pytest.raises(TypeError, match="Ridge that predicts numbers.*RidgeClassifier"):
+    with pytest.raises(
+        TypeError, match="Ridge, which predicts numbers.*RidgeClassifier"
+    ):
         report(Ridge().fit(Z := causal.embeddings, causal.target), Z, *arguments[1:])
+    clusters = KMeans(2, n_init=1).fit(Z)
+    with pytest.raises(TypeError, match="a KMeans, which predicts clusters"):
+        report(clusters, Z, *arguments[1:])
+    with pytest.raises(ValueError, match="n_mistakes.* Got -1"):
+        report(raw, Z, *arguments[1:], n_mistakes=-1)
     with pytest.raises(ValueError, match="domain_names holds 1 names"):
         report(raw, Z, causal.target, causal.domains, domain_names=["seen"])
     with pytest.raises(TypeError, match="compare is a list, expected a dict"):

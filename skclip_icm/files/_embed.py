@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
+from skclip_icm._encoding.parallel_encode import content_id, is_path
+from skclip_icm._encoding.stores import file_stamp
 from skclip_icm._encoding.views import AS_IS
 from skclip_icm._estimators import HasMethods, Interval, StrOptions, validate_params
-from skclip_icm._images.decoding import digest
 from skclip_icm._images.inputs import ImageError, as_items, read_content
+from skclip_icm._images.reading import local_path
 from skclip_icm.files._embedding_files import EmbeddingFiles
 from skclip_icm.files._replacing import replacing
 from skclip_icm.interventions import resolve_interventions
@@ -41,7 +43,9 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
 
     A part is written when it is finished. Called again after an interruption, the
     same call goes on behind the last finished part; where nothing is left to do, it
-    returns what is there.
+    returns what is there. A part that was removed is written again. Images are known by
+    their content: where the files are as they were, by path, size and times, they are
+    not read again.
 
     Parameters
     ----------
@@ -73,8 +77,8 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
     ImageError
         If an image cannot be read, unless the featurizer has ``on_error="nan"``.
     ValueError
-        If the folder holds embeddings of other images, by another model, in other
-        parts, or if no image can be read.
+        If the folder holds embeddings of other images, or of files that have changed
+        since, by another model, in other parts, or if no image can be read.
     FileExistsError
         If the folder holds such files that this function has not written.
     ImportError
@@ -105,19 +109,23 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
     ...     )
     <EmbeddingFiles: 5 x 1280 float32 in 3 files>
     """
-    items, folder = as_items(X), Path(folder)
+    items, folder = as_items(X), Path(local_path(folder))
     views = [AS_IS, *featurizer._views(featurizer.interventions)]
     write = {"npy": _write_npy, "parquet": _write_parquet}[file_format]
     record = _Record(folder, _about(featurizer, views, file_format, rows_per_file))
+    reduced = featurizer.jpeg_decoding == "reduced"
+    target = featurizer._encoder().image_size if reduced else None
     starts = range(0, len(items), rows_per_file)
     for part, start in enumerate(starts):
         rows = np.arange(start, min(start + rows_per_file, len(items)))
-        if record.has(part, items, rows):
+        files = _files_of_part(folder, file_format, part, len(views))
+        if record.has(part, files, items, rows, target):
             continue
-        embeddings, failed, _ = featurizer._embed(items, views, rows)
+        stamps = _stamps(items, rows)  # before the files are read
+        embeddings, failed, contents = featurizer._embed(items, views, rows)
         kept = ~np.isin(rows, failed)
-        write(folder, part, rows[kept], embeddings[kept], items)
-        record.add(part, items, rows, failed)
+        write(files, rows[kept], embeddings[kept], items)
+        record.add(part, stamps, _combined(contents), failed)
         logger.info("%s: part %d of %d is written.", folder, part + 1, len(starts))
     record.check_end(len(starts))
     failed = record.failed
@@ -153,37 +161,49 @@ class _Record:
                 )
             self._save()
             return
-        found = json.loads(self._path.read_text(encoding="utf-8"))
-        differing = [key for key in about if found["about"].get(key) != about[key]]
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            there, self._parts = found["about"], found["parts"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self._path} is damaged, or not by embed_files ({error}). Give "
+                "another folder, or remove that one."
+            ) from error
+        differing = [key for key in about if there.get(key) != about[key]]
         if differing:
             raise ValueError(
                 f"{folder} holds embeddings made with another {differing[0]}: "
-                f"{found['about'].get(differing[0])!r} there, {about[differing[0]]!r} "
+                f"{there.get(differing[0])!r} there, {about[differing[0]]!r} "
                 "now. Give another folder, or remove that one."
             )
-        self._parts = found["parts"]
 
     @property
     def failed(self):
         """Rows that are left out."""
         return [row for part in self._parts for row in part["failed"]]
 
-    def has(self, part, items, rows):
+    def has(self, part, files, items, rows, target):
         """Say whether a part is finished; ValueError if it is of other images."""
-        if part >= len(self._parts):
+        if part >= len(self._parts) or not all(file.exists() for file in files):
             return False
-        if self._parts[part]["images"] != _identify(items, rows):
+        noted, stamps = self._parts[part], _stamps(items, rows)
+        if stamps is not None and stamps == noted["stamps"]:
+            return True
+        if _combined(_read_contents(items, rows, target)) != noted["images"]:
             raise ValueError(
                 f"{self._path.parent} holds embeddings of other images in the rows "
-                f"{rows[0]} to {rows[-1]}. Give another folder, or the images that it "
-                "was begun with, in the same order."
+                f"{rows[0]} to {rows[-1]}, or these have changed since. Give another "
+                "folder, or the images that it was begun with, in the same order; to "
+                f"embed these rows again, remove {files[0]}."
             )
+        self.add(part, stamps, noted["images"], noted["failed"])
         return True
 
-    def add(self, part, items, rows, failed):
+    def add(self, part, stamps, images, failed):
         """Note that a part is finished."""
-        images = _identify(items, rows)
-        self._parts.append({"images": images, "failed": [int(row) for row in failed]})
+        failed = [int(row) for row in failed]
+        noted = {"stamps": stamps, "images": images, "failed": failed}
+        self._parts[part : part + 1] = [noted]
         self._save()
 
     def _save(self):
@@ -217,33 +237,46 @@ def _about(featurizer, views, file_format, rows_per_file):
     }
 
 
-def _identify(items, rows):
-    """Return a digest of given images: of paths and sizes of files, or of content."""
-    hasher = hashlib.sha256()
+def _stamps(items, rows):
+    """Return a digest of paths, sizes and times; None where these do not suffice."""
+    stamps = []
     for row in rows.tolist():
         item = items[row]
-        if isinstance(item, str | os.PathLike):
-            try:
-                size = os.stat(item).st_size
-            except (OSError, ValueError):
-                size = -1
-            hasher.update(os.fsencode(item) + f"\0{size}\0".encode())
-            continue
+        stamps.append(file_stamp(item) if is_path(item) else None)
+        if stamps[-1] is None:
+            return None
+    return _combined(stamps)
+
+
+def _read_contents(items, rows, target):
+    """Yield the digests that embedding these images returns beside the embeddings."""
+    for row in rows.tolist():
         try:
-            hasher.update(digest(read_content(item, row), row))
+            yield content_id(read_content(items[row], row), row, target)
         except ImageError:
-            hasher.update(b"not an image")
+            yield None
+
+
+def _combined(digests):
+    hasher = hashlib.sha256()
+    for digest in digests:
+        hasher.update(b"no image" if digest is None else digest)
     return hasher.hexdigest()
 
 
-def _write_npy(folder, part, rows, embeddings, items):
-    for view in range(embeddings.shape[1]):
-        with replacing(folder / _npy_folder(view) / f"img_emb_{part}.npy") as path:
-            with open(path, "wb") as file:
-                np.save(file, np.ascontiguousarray(embeddings[:, view]))
+def _files_of_part(folder, file_format, part, n_views):
+    if file_format == "parquet":
+        return [folder / "metadata" / f"metadata_{part}.parquet"]
+    return [folder / _npy_folder(v) / f"img_emb_{part}.npy" for v in range(n_views)]
 
 
-def _write_parquet(folder, part, rows, embeddings, items):
+def _write_npy(files, rows, embeddings, items):
+    for view, place in enumerate(files):
+        with replacing(place) as path, open(path, "wb") as file:
+            np.save(file, np.ascontiguousarray(embeddings[:, view]))
+
+
+def _write_parquet(files, rows, embeddings, items):
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -262,7 +295,7 @@ def _write_parquet(folder, part, rows, embeddings, items):
         values = pa.array(embeddings[:, view].reshape(-1))
         lists = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[2])
         columns[_parquet_column(view)] = lists
-    with replacing(folder / "metadata" / f"metadata_{part}.parquet") as path:
+    with replacing(files[0]) as path:
         with open(path, "wb") as file:  # whose name need not be Unicode
             pq.write_table(pa.table(columns), file)
 

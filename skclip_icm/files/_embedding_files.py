@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skclip_icm._images.reading import local_path
 from skclip_icm.files._parts import NpyPart, ParquetPart
 
 # Memory for the rows of one chunk. BLAS runs at full speed on a small part of this.
@@ -182,7 +183,7 @@ class EmbeddingFiles:
 
 def _find(source, column):
     if isinstance(source, list | tuple):
-        paths = [Path(path) for path in source]
+        paths = [Path(local_path(path)) for path in source]
         if not paths:
             raise ValueError("source is an empty list, expected paths of files.")
         return paths
@@ -191,7 +192,7 @@ def _find(source, column):
             f"source is of type {type(source).__name__}, expected a path or a list of "
             "paths."
         )
-    path = Path(source)
+    path = Path(local_path(source))
     if path.is_file():
         return [path]
     suffix = ".npy" if column is None else ".parquet"
@@ -199,7 +200,7 @@ def _find(source, column):
         # Hidden ones are unfinished, or what macOS keeps beside a file.
         found = [p for p in path.glob(f"*{suffix}") if not p.name.startswith(".")]
     else:
-        found = [Path(name) for name in glob.glob(str(source))]
+        found = [Path(name) for name in glob.glob(str(path))]
     if not found:
         what = f"a folder without {suffix} files" if path.is_dir() else "no such file"
         raise FileNotFoundError(

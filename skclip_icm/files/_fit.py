@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from skclip_icm._images.reading import local_path
 from skclip_icm._labels import check_labels
 from skclip_icm._projection.groups import count_groups
 from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
@@ -145,7 +146,7 @@ def transform_files(X, icm, folder):
     """
     check_is_fitted(icm)
     X = _check_flat(X if isinstance(X, EmbeddingFiles) else EmbeddingFiles(X))
-    folder = Path(folder)
+    folder = Path(local_path(folder))
     folder.mkdir(parents=True, exist_ok=True)
     targets = [folder / f"{path.stem}.npy" for path in X.paths]
     for i, target in enumerate(targets):

@@ -3,15 +3,28 @@
 import datetime
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.base import BaseEstimator, is_regressor
+from sklearn.base import (
+    BaseEstimator,
+    is_clusterer,
+    is_outlier_detector,
+    is_regressor,
+)
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skclip_icm._estimators import find_step, is_featurizer
+from skclip_icm._estimators import (
+    Interval,
+    describe,
+    find_step,
+    is_featurizer,
+    validate_params,
+)
 from skclip_icm._images.inputs import as_items
+from skclip_icm._images.reading import local_path
 from skclip_icm._labels import check_labels
 from skclip_icm.plotting._axes import check_names, import_pyplot
 from skclip_icm.reporting import _sections
@@ -21,6 +34,14 @@ from skclip_icm.reporting._mistakes import find_mistakes, mistakes_section
 from skclip_icm.reporting._scores import score_by_domain
 
 
+@validate_params(
+    {
+        "title": [str, None],
+        "n_mistakes": [Interval(Integral, 0, None, closed="left")],
+        "path": [str, os.PathLike, None],
+    },
+    prefer_skip_nested_validation=False,
+)
 def report(
     estimator,
     X,
@@ -236,7 +257,7 @@ class Report:
         report : Report
             The report itself.
         """
-        Path(path).write_text(self.html, encoding="utf-8")
+        Path(local_path(path)).write_text(self.html, encoding="utf-8")
         return self
 
     def __repr__(self):
@@ -270,6 +291,7 @@ def _check_path(path):
     """Raise if no file can be written to `path`, before hours of work."""
     if path is None:
         return
+    path = local_path(path)
     folder = Path(path).absolute().parent
     if Path(path).is_dir():
         raise IsADirectoryError(
@@ -281,18 +303,26 @@ def _check_path(path):
             f"path={os.fspath(path)!r}: there is no folder {str(folder)!r}. Make it "
             "first, or save elsewhere."
         )
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(
-            f"path={os.fspath(path)!r}: {str(folder)!r} cannot be written to. Save "
-            "elsewhere."
-        )
+    for place in folder, Path(path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(
+                f"path={os.fspath(path)!r}: {str(place)!r} cannot be written to. Save "
+                "elsewhere."
+            )
 
 
 def _check_classifier(method, estimator):
+    what = None
     if is_regressor(estimator):
+        what = "numbers"
+    elif is_clusterer(estimator):
+        what = "clusters"
+    elif is_outlier_detector(estimator):
+        what = "outliers"
+    if what is not None:
         raise TypeError(
-            f"{method} is a {type(estimator).__name__} that predicts numbers; the "
-            "report counts right and wrong classes. Give a classifier, such as "
+            f"{method} is {describe(estimator)}, which predicts {what}; the report "
+            "counts right and wrong classes. Give a classifier, such as "
             "RidgeClassifier in place of Ridge."
         )
     if hasattr(estimator, "best_estimator_") or hasattr(estimator, "predict"):
@@ -302,6 +332,6 @@ def _check_classifier(method, estimator):
         )
         return
     raise TypeError(
-        f"{method} is a {type(estimator).__name__} that does not predict: give a "
-        "fitted classifier, or a search with refit=True."
+        f"{method} is {describe(estimator)}, which does not predict: give a fitted "
+        "classifier, or a search with refit=True."
     )

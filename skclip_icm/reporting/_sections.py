@@ -79,8 +79,8 @@ def search(estimator):
     order = last[np.argsort(ranks, kind="stable")]
     n_candidates = np.count_nonzero(rounds == rounds.min())
     halved = (
-        f"It halved them in {len(np.unique(rounds))} rounds; the {len(last)} of the "
-        "last round are ranked here."
+        f"It halved them in {len(np.unique(rounds))} rounds; ranked here is the last "
+        f"round, of {len(last)}."
         if rounds.any()
         else ""
     )
