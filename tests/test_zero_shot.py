@@ -419,11 +419,15 @@ def test_clone_and_pickle(known, classifier, photographs):
         ),
         ({"templates": "a photo"}, None, r"templates\[0\] is 'a photo', .*no slot"),
         ({"templates": []}, None, "templates is empty"),
-        ({"templates": ["{}", "{} {name}"]}, None, r"{name} .*The slot .* is {}"),
+        (
+            {"templates": ["{}", "{} {name}"]},
+            None,
+            r"whose \{name\} would .*The slot .* is \{\}",
+        ),
         (
             {"class_names": ["a", "b"], "templates": {"a": "a {0}", "b": "b"}},
             None,
-            r"'a {0}', whose {0} would be read as it is written",
+            r"'a \{0\}', whose \{0\} would be read as it is",
         ),
         ({"icm": object()}, None, "icm"),
         ({"featurizer__interventions": None}, [0, 1, 2], "no counterparts to learn"),
