@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from broken_images import png, png_chunk
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding.stores import _MemoryStore
@@ -799,6 +799,17 @@ def test_dark_16_bit_images_are_told_with_their_scale(high, top, caplog, monkeyp
     first = caplog.messages[0]
     assert re.search(rf"row 3: .*no value above {top}.* / {top}\.", first)
     assert len(caplog.messages) == 10  # of a hundred
+
+
+@pytest.mark.parametrize("tag", [{254: 1}, {50706: b"\1\4\0\0"}])
+def test_raw_files_of_cameras_are_not_taken_for_their_previews(tag):
+    assert decode(encoded(picture(), "TIFF")).mode == "RGB"
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for key, value in tag.items():
+        info[key] = value
+    content = encoded(picture(), "TIFF", tiffinfo=info)
+    with pytest.raises(ImageError, match=r"row 3: .*a raw file of a camera.*convert"):
+        decode(content, 3, "a.dng")
 
 
 @pytest.mark.parametrize("high", [0, 255, 4095, 4096, 65535])

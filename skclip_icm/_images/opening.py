@@ -15,6 +15,7 @@ from PIL.BmpImagePlugin import DibImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.IcoImagePlugin import IcoFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from skclip_icm._images.heif import is_avif, is_heif, open_heif
@@ -45,6 +46,8 @@ MAX_PIXELS = 178_956_970
 #: Largest ratio of the sides. Resizing the shorter side of a strip of pixels to that
 #: of a model would make gigabytes of it.
 MAX_RATIO = 256
+
+_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # tags of TIFF
 
 # Memory that decoding was measured to take, where it is more than 8 bytes.
 _BYTES_PER_PIXEL = {"AVIF": 12, "WEBP": 16, "JPEG2000": 20}
@@ -213,4 +216,21 @@ def _number(data):
     return int.from_bytes(data, "little")
 
 
-_OURS = {"GIF": _BoundedGif, "ICO": _open_icon, "WEBP": _open_webp}
+def _open_tiff(file, filename):
+    """Open a TIFF file, but no raw file, of which Pillow would read a preview."""
+    is_cr2 = file.getvalue()[8:10] == b"CR"
+    image = TiffImageFile(file, filename)
+    is_reduced = image.tag_v2.get(_SUBFILE_TYPE, 0) & 1
+    if is_cr2 or is_reduced or _DNG_VERSION in image.tag_v2:
+        raise ValueError(
+            "a raw file of a camera, or another whose picture is a preview"
+        )
+    return image
+
+
+_OURS = {
+    "GIF": _BoundedGif,
+    "ICO": _open_icon,
+    "TIFF": _open_tiff,
+    "WEBP": _open_webp,
+}
