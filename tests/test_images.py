@@ -125,6 +125,12 @@ class TestAsItems:
         with pytest.raises(TypeError, match="Wrap one image in a list"):
             as_items(rows[0])
 
+    def test_masked_entries_are_missing(self):
+        items = as_items(np.ma.array(["a.png", "b.png"], mask=[False, True]))
+        assert items[0] == "a.png"
+        with pytest.raises(ImageError, match="row 1: .*the image is missing"):
+            read_content(items[1], 1)
+
     def test_table_asks_for_its_column(self):
         with pytest.raises(TypeError, match=r"columns \['image', 'y'\].*X\['name'\]"):
             as_items(pa.table({"image": [b"a"], "y": [0]}))

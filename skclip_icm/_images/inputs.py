@@ -289,6 +289,8 @@ def _check_one_kind(items):
 
 def _kind(item):
     """Name the kind of one entry; None for a missing one, else its type's name."""
+    if item is np.ma.masked:  # an array to numpy
+        return None
     if isinstance(item, str | os.PathLike):
         return "path"
     if isinstance(item, bytes | bytearray | memoryview | io.BytesIO):

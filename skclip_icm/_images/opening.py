@@ -47,6 +47,7 @@ MAX_PIXELS = 178_956_970
 #: of a model would make gigabytes of it.
 MAX_RATIO = 256
 
+_RAW = "a raw file of a camera, or another whose first picture is a preview"
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # tags of TIFF
 
 # Memory that decoding was measured to take, where it is more than 8 bytes.
@@ -222,9 +223,7 @@ def _open_tiff(file, filename):
     image = TiffImageFile(file, filename)
     is_reduced = image.tag_v2.get(_SUBFILE_TYPE, 0) & 1
     if is_cr2 or is_reduced or _DNG_VERSION in image.tag_v2:
-        raise ValueError(
-            "a raw file of a camera, or another whose picture is a preview"
-        )
+        raise ValueError(_RAW)
     return image
 
 
