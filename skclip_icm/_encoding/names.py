@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 
+# As transformers names the weights that open_clip has under the tag "openai".
 _OPENAI = re.compile(r"openai/clip-vit-(base|large)-patch(\d+)(-336)?", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(https?://huggingface\.co/)?([\w.-]+/[\w.-]+)/?")
 

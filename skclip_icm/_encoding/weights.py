@@ -12,8 +12,6 @@ from skclip_icm._encoding.names import refuse_transformers, refuse_unknown, sugg
 
 DEMO = "demo"
 
-# As transformers names the weights that open_clip has under the tag "openai".
-
 # Files of a model's repository, as open_clip names them; the first weights are taken.
 _HUB_CONFIG = "open_clip_config.json"
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
