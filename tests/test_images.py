@@ -595,12 +595,21 @@ class TestDecode:
         header = struct.pack("<HHH4BHHII", 0, 1, 1, 4, 4, 0, 0, 1, 8, len(content), 22)
         assert decode(header + content).getpixel((0, 0)) == (255, 255, 255)
 
-    def test_pillow_limit_is_ours_not_the_users(self, monkeypatch):
+    @pytest.mark.parametrize("image_format", images.FORMATS)
+    def test_pillow_limit_is_ours_not_the_users(self, image_format, monkeypatch):
+        options = {}
+        if image_format == "AVIF":
+            pytest.importorskip("PIL.AvifImagePlugin")
+        elif image_format == "ICO":
+            options = {"sizes": [(40, 30)], "bitmap_format": "bmp"}
+        elif image_format in ("GIF", "MPO", "TIFF", "WEBP"):
+            options = {"save_all": True, "append_images": [picture().rotate(180)]}
+        content = encoded(picture(), image_format, **options)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        content = encoded(picture(), "PNG")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert decode(content).size == (40, 30)
+        assert Image.MAX_IMAGE_PIXELS == 100
 
     @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "L"])
     def test_pil_images_are_left_alone(self, mode):

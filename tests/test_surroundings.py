@@ -102,7 +102,7 @@ SURROUNDINGS = {
     "inference mode": [_no_gradients, _change(*_THREADS, 7)],
     "torch": [_change(*_EXACT, True), _change(*_PRECISION, "medium")],
     "Pillow": [
-        _change_attribute(Image, "MAX_IMAGE_PIXELS", 2000),
+        _change_attribute(Image, "MAX_IMAGE_PIXELS", 100),
         _change_attribute(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
     ],
     "process": [_strict_numpy, _warnings_as_errors, _environment, _change_folder],
