@@ -903,6 +903,17 @@ def test_a_transparent_value_of_16_bits_counts_as_one_of_8_bits(channels, key):
     np.testing.assert_array_equal(decode(Image.open(io.BytesIO(files[1]))), expected)
 
 
+def test_a_transparent_colour_of_16_bits_may_be_near_black():
+    """Not that of 8 bits which has the same number: 5 of 65,535 is black."""
+    values = np.array([[5, 5 * 257], [25700, 51400]], np.uint16)
+    colours = np.stack([values] * 3, axis=2)
+    content = transparent_png(colours, struct.pack(">HHH", 5, 5, 5))
+    lazy = Image.open(io.BytesIO(content))
+    for image in (decode(content), decode(lazy)):
+        assert np.asarray(image)[:, :, 0].tolist() == [[255, 5], [100, 200]]
+    assert lazy.info["transparency"] == (5, 5, 5), "left as it was"
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("kind", ["uint16", "float32", "12 bits"])

@@ -232,9 +232,8 @@ def _turn(size):
 def _load(image, row, name, shared):
     if shared:
         with _LOADING[id(image) // 64 % len(_LOADING)]:
-            _load_pixels(image, row, name)
-            return _to_rgb(image, row, name)
-    _load_pixels(image, row, name)
+            return _to_rgb(_load_pixels(image, row, name), row, name)
+    image = _load_pixels(image, row, name)
     # Nobody else holds this image: copying it can take as long as decoding it.
     if image.mode == "RGB" and not image.has_transparency_data:
         image = _upright(image)
@@ -244,10 +243,17 @@ def _load(image, row, name, shared):
 
 
 def _load_pixels(image, row, name):
+    """Load an image, and return it with its transparent colour in as many bits."""
     shortened = is_shortened(image)
     image.load()
     if shortened:
         tell_dark(image, row, name)
+    key = image.info.get("transparency")
+    # Pillow shortens the pixels only. If they were loaded before, a large number tells.
+    if isinstance(key, tuple) and (shortened or max(key) > 255):
+        image = image._new(image.im)
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image
 
 
 def _reduce(image, target):
@@ -303,22 +309,9 @@ def _band_to_rgb(image):
     if image.mode == "La":  # which Pillow converts to nothing else
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = _with_short_key(image).convert("RGBA")
+        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     image = image.convert("RGB")  # copies an image that is RGB already
     image.info = {}  # else the orientation could be applied once more
-    return image
-
-
-def _with_short_key(image):
-    """Return an image whose transparent colour is of 8 bits, as its pixels are.
-
-    Of a PNG file of 16 bits, Pillow shortens the pixels only.
-    """
-    key = image.info.get("transparency")
-    if not isinstance(key, tuple) or max(key) <= 255:
-        return image
-    image = image.copy()
-    image.info["transparency"] = tuple(value >> 8 for value in key)
     return image

@@ -11,7 +11,7 @@ from skclip_icm._locks import Flag
 
 # What Pillow's modules warn of (odd tags, a damaged EXIF block, large images) is either
 # harmless or becomes an error here. The form is that of `warnings.filters`.
-_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
+IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 _USUAL_PIXELS = 89_478_485  # the limit as shipped; Pillow raises from twice as many on
 
 
@@ -29,12 +29,12 @@ def no_warning_raised():
     if all(entry[0] != "error" for entry in filters):
         yield
         return
-    filters.insert(0, _IGNORE_PILLOW)
+    filters.insert(0, IGNORE_PILLOW)
     try:
         yield
     finally:
         with suppress(ValueError):
-            filters.remove(_IGNORE_PILLOW)
+            filters.remove(IGNORE_PILLOW)
 
 
 def _flag(owner, name, wanted):
