@@ -1,13 +1,16 @@
 """Compare embeddings with open_clip's own pipeline: models at full size, by tags.
 
 Run from the root of the repository: python benchmarks/families.py [--models NAME:TAG]
+or, for every architecture and some hours, --all; tests/test_zoo.py asserts the same.
 
 Weights are random, as if they were those of the tag: what is compared is everything
 else, from the picture to the embedding. A run replaces the rows of its models in
 results/families.json and writes the table anew.
 """
 
+import json
 import tempfile
+from dataclasses import asdict
 from datetime import date
 from unittest.mock import patch
 
@@ -37,18 +40,69 @@ MODELS = (
 )
 SEED = 0
 PACKAGES = ("torch", "open_clip_torch", "timm", "Pillow")
+# With more, weights, models and their conversion do not fit beside each other in 24 GB.
+LARGEST = 1_000_000_000
+# In place of a text tower that the hub describes: pictures know nothing of it.
+PLAIN_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "layers": 1}
+PLAIN_TEXT["heads"] = 2
 
 
 def main(arguments=None):
-    run("families", __doc__, MODELS, compare, markdown, arguments)
+    run("families", __doc__, MODELS, compare, markdown, arguments, every_model)
+
+
+def every_model():
+    """Return all architectures, each with its first tag if it has one."""
+    import open_clip
+
+    tags = {}
+    for name, tag in open_clip.list_pretrained():
+        tags.setdefault(name, tag)
+    names = open_clip.list_models()
+    return [f"{name}:{tags[name]}" if name in tags else name for name in names]
 
 
 def compare(model, folder):
+    """Return a row of the results, or the reason why there is none."""
+    name, _, tag = model.partition(":")
+    with text_without_hub(name):
+        size = n_parameters(name)
+        if size > LARGEST:
+            return {"skipped": f"{size / 1e9:.1f} billion parameters"}
+        return compare_pipelines(name, tag, folder)
+
+
+def text_without_hub(name):
     import open_clip
 
-    (name, tag), file = model.split(":"), folder / "weights.safetensors"
+    config = open_clip.get_model_config(name)
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"] = PLAIN_TEXT
+    return patch.dict("open_clip.factory._MODEL_CONFIGS", {name: config})
+
+
+def n_parameters(name):
+    import open_clip
+    import torch
+
+    with torch.device("meta"):  # which holds no numbers
+        model = open_clip.create_model(name, device="meta")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def compare_pipelines(name, tag, folder):
+    import open_clip
+
+    file, images = folder / "open_clip_model.safetensors", pictures()
     write_random_weights(name, file)
-    images, entry = pictures(), open_clip.get_pretrained_cfg(name, tag)
+    if tag:
+        entry = open_clip.get_pretrained_cfg(name, tag)
+    else:
+        entry = asdict(open_clip.transform.PreprocessCfg())
+        config = {"model_cfg": open_clip.get_model_config(name)}
+        text = json.dumps({**config, "preprocess_cfg": about(entry)})
+        (folder / "open_clip_config.json").write_text(text)
+        name, tag = f"local-dir:{folder}", None
     expected = by_open_clip(name, tag, entry, file, images)
     # Of random weights, what tells pictures apart is little beside what they share.
     centred = expected - expected.mean(axis=0)
@@ -120,6 +174,8 @@ def by_us(name, tag, file, images, backend):
 
 
 def markdown(rows):
+    skipped = {model: row["skipped"] for model, row in rows.items() if "skipped" in row}
+    rows = {model: row for model, row in rows.items() if model not in skipped}
     first = next(iter(rows.values()))["measured"]
     versions = ", ".join(f"{package} {first[package]}" for package in PACKAGES)
     lines = [
@@ -138,6 +194,9 @@ def markdown(rows):
         resizing = f"{row['resize_mode']}, {row['interpolation']}"
         cells = [activation, resizing, cell(row, "torch"), cell(row, "openvino")]
         lines.append(f"| {model.replace(':', ': ')} | {' | '.join(cells)} |")
+    if skipped:
+        named = ", ".join(f"{model} ({why})" for model, why in skipped.items())
+        lines += ["", f"Too large for this machine: {named}."]
     return "\n".join(lines) + "\n"
 
 

@@ -42,11 +42,14 @@ def check_labels(labels, name, n):
     return labels
 
 
-def check_same_kind(labels, predicted, method):
-    """Raise ValueError if one of labels and predictions is text, the other not.
+def comparable(predicted, labels, method):
+    """Return predictions as an array that can be compared with labels.
 
-    They would be compared without an error, and all be different.
+    Raises ValueError if one is text and the other not: numpy would compare them without
+    an error, and find all different. Signed and unsigned integers it would compare, or
+    join, as floats, which have one value for 2**53 and 2**53 + 1.
     """
+    predicted = np.asarray(predicted)
     if _holds_text(labels) != _holds_text(predicted):
         y, guess = as_python(labels[0]), as_python(predicted[0])
         raise ValueError(
@@ -54,6 +57,9 @@ def check_same_kind(labels, predicted, method):
             f"{guess!r} of type {type(guess).__name__}: give y as the labels that it "
             "was fitted on."
         )
+    integers = {labels.dtype.kind, predicted.dtype.kind} == {"i", "u"}
+    as_floats = integers and np.result_type(labels, predicted).kind == "f"
+    return predicted.astype(object) if as_floats else predicted
 
 
 def as_python(label):
@@ -67,7 +73,9 @@ def _as_array(labels, name, expected):
         values = np.ma.getdata(labels).astype(object)
         values[np.ma.getmaskarray(labels)] = None
         return values
-    if hasattr(labels, "__array__") or hasattr(labels, "__array_namespace__"):
+    # Not of Arrow, where a null among dictionary-encoded chunks becomes another label.
+    is_array = hasattr(labels, "__array__") or hasattr(labels, "__array_namespace__")
+    if is_array and not hasattr(labels, "to_pylist"):
         labels = to_numpy(labels)
         # numpy's own strings of any length may have a value for missing ones.
         return labels.astype(object) if labels.dtype.kind == "T" else labels
@@ -77,7 +85,8 @@ def _as_array(labels, name, expected):
 
 def _refuse_lists(labels, name, n):
     for row, label in enumerate(labels):
-        if isinstance(label, list | tuple | dict | set | np.ndarray):
+        # Of sets, too: "less" is "part of" for them, by which none is sorted.
+        if isinstance(label, list | tuple | dict | set | frozenset | np.ndarray):
             raise ValueError(
                 f"{name} holds lists of labels, expected ({n},) labels, one for each "
                 f"row of X: {name}[{row}] is {label!r}."
@@ -102,13 +111,14 @@ def _without_loss(labels):
 
     Not so are strings that end in a null character and integers beyond 64 bits.
     """
-    values = labels.tolist()
+    # Python's own numbers compare exactly, unlike signed and unsigned ones of numpy.
+    values = [v.item() if isinstance(v, np.number | np.bool_) else v for v in labels]
     try:
         converted = np.array(values)
     except ValueError:  # of sequences that differ in length
         return labels
     same = converted.ndim == 1 and converted.tolist() == values
-    return converted if same else labels
+    return converted if same else np.fromiter(values, dtype=object, count=len(values))
 
 
 def _check_alike(labels, name):
@@ -119,7 +129,7 @@ def _check_alike(labels, name):
         np.unique(labels)
     except TypeError as error:
         first, types = labels[0], [type(label) for label in labels]
-        row = next((r for r, kind in enumerate(types) if kind != types[0]), 0)
+        row = next((r for r, kind in enumerate(types) if kind != types[0]), 1)
         raise TypeError(
             f"{name} holds labels that cannot be sorted: {name}[0] is {_shown(first)}, "
             f"{name}[{row}] is {_shown(labels[row])} ({error}). Give all of {name} as "

@@ -8,6 +8,7 @@ lock of the package is a `Lock` for this reason.
 import os
 import threading
 import weakref
+from collections import Counter
 from contextlib import contextmanager
 
 
@@ -46,40 +47,59 @@ class Flag:
     ----------
     read, write : callable
         ``read()`` returns the setting, ``write(value)`` changes it.
-    wanted : object
-        What it shall be inside. If it is that already, it is left alone.
+    wanted : callable
+        ``wanted(value)`` returns what it shall be inside. If it is that already, it is
+        left alone.
     """
 
     def __init__(self, read, write, wanted):
         self._read, self._write, self._wanted = read, write, wanted
-        self._lock, self._n_inside, self._outside = Lock(), 0, wanted
+        self._lock, self._inside, self._outside = Lock(), Counter(), None
+        _FLAGS.add(self)
 
     @contextmanager
     def held(self):
         """Let the setting be what is wanted, in a ``with`` block."""
+        thread = threading.get_ident()
         with self._lock:
-            if not self._n_inside:
+            first = not self._inside
+            if first:
                 self._outside = self._read()
-                self._change(self._wanted)
-            self._n_inside += 1
+            self._inside[thread] += 1  # before the change, which a fork then undoes
+            if first:
+                self._change(to=self._wanted(self._outside))
         try:
             yield
         finally:
             with self._lock:
-                self._n_inside -= 1
-                if not self._n_inside:
-                    self._change(self._outside)
+                if self._inside.total() == 1:
+                    self._change(to=self._outside)
+                self._leave(thread, 1)
 
-    def _change(self, value):
-        if self._outside != self._wanted:
-            self._write(value)
+    def renew(self):
+        """Let those threads leave that are not in this process."""
+        for thread, n in list(self._inside.items()):
+            if thread != threading.get_ident():
+                self._leave(thread, n)
+                if not self._inside:
+                    self._change(to=self._outside)
+
+    def _leave(self, thread, n):
+        self._inside[thread] -= n
+        if not self._inside[thread]:
+            del self._inside[thread]
+
+    def _change(self, to):
+        if self._wanted(self._outside) != self._outside:
+            self._write(to)
 
 
 def _renew_all():
-    for lock in list(_LOCKS):
-        lock.renew()
+    for one in [*_LOCKS, *_FLAGS]:
+        one.renew()
 
 
 _LOCKS: weakref.WeakSet = weakref.WeakSet()
+_FLAGS: weakref.WeakSet = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)

@@ -16,7 +16,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import clone
 
-from skclip_icm._batches import check_columns, count_rows, floats, located
+from skclip_icm._batches import add_columns, check_columns, floats, located, values_of
 from skclip_icm._projection.groups import Groups, group_rows
 from skclip_icm._projection.merging import check_mergeable
 
@@ -93,6 +93,11 @@ def embed(
     featurizer gives on one machine, whichever actor computes them, up to the rounding
     of different batches.
 
+    Missing images, such as those of failed downloads, may be nulls of any type, also in
+    whole blocks. Ray itself cannot join a block of tensors with one of nulls that have
+    no type: drop such rows before, by ``dataset.filter(lambda row: row["image"] is not
+    None)``, or let what downloads them return bytes.
+
     Examples
     --------
     >>> import ray
@@ -126,7 +131,7 @@ def embed(
     return dataset.map_batches(
         _Embedder,
         fn_constructor_args=(featurizer, column, output, counterparts),
-        batch_format="numpy",
+        batch_format="pyarrow",
         batch_size=batch_size,
         compute=ray_data.ActorPoolStrategy(min_size=size[0], max_size=size[1]),
         num_cpus=num_cpus,
@@ -206,7 +211,7 @@ def fit_icm(
         dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
     groups = _count_groups(dataset, icm, columns)
     summarise = partial(_summarise, icm=clone(icm), columns=columns, groups=groups)
-    rows = dataset.map_batches(summarise, batch_format="numpy", batch_size=batch_size)
+    rows = dataset.map_batches(summarise, batch_format="pyarrow", batch_size=batch_size)
     fitted = clone(icm)
     for row in rows.iter_rows():
         if isinstance(row["sums"], Exception):
@@ -233,12 +238,12 @@ class _Embedder:
 
     def __call__(self, batch):
         added = [name for name in (self._output, self._counterparts) if name]
-        check_columns(batch, [self._column], added)
-        images = batch[self._column]
-        if images.ndim == 1 and images.dtype.kind == "f" and np.isnan(images).all():
-            images = [None] * len(images)  # as Ray gives a column of nulls alone
+        check_columns(batch.column_names, [self._column], added)
+        images = values_of(batch, self._column)
         try:
-            return {**batch, **self._embed(images)}
+            # One by one unless they are pixels: numbers may all be NaN, for none.
+            found = self._embed(list(images) if images.ndim == 1 else images)
+            return add_columns(batch, found)
         except (TypeError, ValueError) as error:
             located(error, batch, [self._column])
             raise
@@ -260,7 +265,7 @@ def _count_groups(dataset, icm, columns):
         return None
     count, sizes = partial(_count_labels, icm=icm, labels=labels), Counter()
     rows = dataset.select_columns(list(labels.values())).map_batches(
-        count, batch_format="numpy"
+        count, batch_format="pyarrow"
     )
     for row in rows.iter_rows():
         if isinstance(row["sizes"], Exception):
@@ -274,9 +279,10 @@ def _count_groups(dataset, icm, columns):
 def _count_labels(batch, icm, labels):
     result = np.empty(1, dtype=object)
     try:
-        values = [batch[labels[k]] if k in labels else None for k in ("y", "domains")]
-        n, by_domain = count_rows(batch), icm.center == "domain"
-        keys, codes = group_rows(icm.pairs, n, *values, by_domain=by_domain)
+        given = {part: values_of(batch, name) for part, name in labels.items()}
+        values = {"y": None, "domains": None, **given}
+        n, by_domain = len(batch), icm.center == "domain"
+        keys, codes = group_rows(icm.pairs, n, **values, by_domain=by_domain)
         result[0] = dict(zip(keys, np.bincount(codes).tolist(), strict=True))
     except (TypeError, ValueError) as error:
         result[0] = located(error, batch, labels.values())
@@ -300,8 +306,8 @@ def _summarise(batch, icm, columns, groups):
     """
     icm, result = clone(icm), np.empty(1, dtype=object)
     try:
-        check_columns(batch, columns.values())
-        parts = {part: batch[name] for part, name in columns.items()}
+        check_columns(batch.column_names, columns.values())
+        parts = {part: values_of(batch, name) for part, name in columns.items()}
         for part in {"X", "X_do"} & parts.keys():
             parts[part] = floats(parts[part], columns[part])
         icm._add_rows(**parts, groups=groups)

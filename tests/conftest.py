@@ -11,6 +11,14 @@ from skclip_icm._encoding.stores import open_cache
 from skclip_icm.datasets import fetch_elpv
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave the zoo out, also of ``-m "not slow"``, unless it is asked for by name."""
+    if "zoo" not in config.option.markexpr:
+        zoo = [item for item in items if item.get_closest_marker("zoo")]
+        items[:] = [item for item in items if not item.get_closest_marker("zoo")]
+        config.hook.pytest_deselected(items=zoo)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def models_folder(tmp_path_factory):
     """Converted models of the tests are not the user's."""

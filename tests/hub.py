@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -41,7 +42,8 @@ class Hub:
         answer or, after "file ", of those that send large files; "zeroed" (content
         after 1 MB), "truncated" (half of a file, as if it were all), "dropped" (the
         first answer with each large file ends early), "stalled" (silent amid a file),
-        "silent" (no answer), "slow" (a pause after each piece).
+        "silent" (no answer), "slow" (a pause after each piece), "trickling" (a byte now
+        and then, for ever).
     requests : list of Request
     """
 
@@ -189,11 +191,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "stalled" or fault == "dropped" and is_first:
             content = content[: len(content) // 2]
             self.close_connection = True
+        piece, pause = (1, 0.1) if fault == "trickling" else (_PIECE, 0.01)
         try:
-            for start in range(0, len(content), _PIECE):
-                self.wfile.write(content[start : start + _PIECE])
-                if fault == "slow":
-                    time.sleep(0.01)
+            for start in range(0, len(content), piece):
+                self.wfile.write(content[start : start + piece])
+                if fault in ("slow", "trickling"):
+                    time.sleep(pause)
             if fault == "stalled":
                 self.hub.stop.wait(60)
         except OSError:
@@ -269,12 +272,12 @@ class User:
         """Return embeddings by name; or the error and its message."""
         return self._ask(models=models)
 
-    def kill_once(self, is_so, *models):
-        """Kill the process while it loads, as soon as something is so."""
+    def kill_once(self, is_so, *models, by=signal.SIGKILL):
+        """End the process by a signal while it loads, as soon as something is so."""
         self._send(models=models)
         while not is_so() and self._process.poll() is None:
             time.sleep(0.01)
-        self._process.kill()
+        self._process.send_signal(by)
 
     def limit_files(self, size):
         """Let no file grow above a size, as on a full disk; None ends that."""

@@ -36,6 +36,7 @@ from skclip_icm._encoding.encoder import Encoder, load_encoder
 from skclip_icm._encoding.stores import _MemoryStore
 from skclip_icm._images import decoding as images
 from skclip_icm._images.decoding import ImageError, decode
+from skclip_icm._images.pillow_state import IGNORE_PILLOW
 
 ROOT = Path(__file__).parents[1]
 MEBIBYTE = 2**20
@@ -251,7 +252,7 @@ def test_no_image_is_lost_while_another_thread_changes_warnings(change):
             sys.setswitchinterval(interval)
             stop.set()
             thread.join()
-        assert images._IGNORE_PILLOW not in warnings.filters
+        assert IGNORE_PILLOW not in warnings.filters
 
 
 @pytest.mark.parametrize("size", [(2, 600), (3000, 11)])

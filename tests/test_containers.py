@@ -172,6 +172,32 @@ TAKES = {
 }
 
 
+# Here a dict has a meaning.
+NAMES_OF = {
+    "class_names": lambda v: ZeroShotClassifier(
+        CLIPFeaturizer("demo"), class_names=v
+    ).fit([np.zeros((8, 8, 3), np.uint8)]),
+    "templates": lambda v: ZeroShotClassifier(
+        CLIPFeaturizer("demo"), class_names=["cat", "dog"], templates=v
+    ).fit([np.zeros((8, 8, 3), np.uint8)]),
+    "target_names": lambda v: report(FITTED, ROWS, *TABLE.values(), target_names=v),
+    "domain_names": lambda v: report(FITTED, ROWS, *TABLE.values(), domain_names=v),
+}
+FITTED = LogisticRegression().fit(ROWS, TABLE["a"])
+
+
+@pytest.mark.parametrize("what", NAMES_OF)
+def test_names_are_refused_in_what_is_no_list(what):
+    for values, message in (
+        REFUSED["table"],
+        REFUSED["lazy frame"],
+        (iter("ab"), "of type str_.*iterator.*Turn an iterator into a list"),
+        (7, "of type int"),
+    ):
+        with pytest.raises(TypeError, match=f"{what} is {message}"):
+            NAMES_OF[what](values)
+
+
 @pytest.mark.parametrize("what", TAKES)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_tables_are_refused_and_it_is_said_what_to_pass(what, kind):

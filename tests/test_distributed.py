@@ -267,10 +267,11 @@ def test_a_missing_label_is_refused(ray, rows, name):
     counterparts = {"domains": "do"}.get(name)
     for labels in (["a", "b"], [1, 0]):
         table = {key: rows["embedding"][:6].tolist() for key in ("embedding", "do")}
-        table["label"] = pa.array([*labels, None, *labels, labels[0]])
-        dataset = ray.data.from_arrow(pa.table(table))
-        with pytest.raises(ValueError, match=rf"{name}\[2\] is .*missing") as raised:
-            fit_icm(dataset, icm, counterparts=counterparts, **{name: "label"})
+        given = pa.array([*labels, None, *labels, labels[0]])
+        for table["label"] in (given, given.dictionary_encode()):
+            dataset = ray.data.from_arrow(pa.table(table))
+            with pytest.raises(ValueError, match=rf"{name}\[2\] is .*mis") as raised:
+                fit_icm(dataset, icm, counterparts=counterparts, **{name: "label"})
         assert re.search("In a batch of 6, column .*'label'", raised.value.__notes__[0])
 
 
@@ -299,15 +300,88 @@ def test_something_else_than_a_dataset(ray, rows):
         fit_icm(rows["embedding"], ICMTransformer())
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_block_without_any_image(dtype):
-    """Ray turns a column of nulls alone into one of NaN."""
-    batch = {"image": np.full(3, np.nan, dtype)}
+def forms_of_images(pa, content, path):
+    """Types of columns, how they store what they hold, and a value of each."""
+    from ray.data.extensions import ArrowTensorArray
+
+    pixels, other = np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)
+    ragged = np.fromiter([pixels, other], dtype=object)
+    tensors = map(ArrowTensorArray.from_numpy, (pixels[None], ragged))
+    images = [
+        (pa.binary(), content),
+        (pa.large_binary(), content),
+        (pa.binary(len(content)), content),
+        (pa.binary_view(), content),
+        (pa.string(), path),
+        (pa.large_string(), path),
+        (pa.string_view(), path),
+        (pa.struct({"bytes": pa.binary(), "path": pa.string()}), {"bytes": content}),
+        (pa.dictionary(pa.int32(), pa.string()), path),
+        (pa.dictionary(pa.int8(), pa.binary()), content),
+    ]
+    lists = (pa.list_(pa.uint8()), pa.large_list(pa.uint8()), pa.list_(pa.uint8(), 12))
+    others = [
+        (pa.null(), None),
+        (pa.float32(), None),
+        *((one, [0] * 12) for one in lists),
+    ]
+    return [
+        *((kind, kind, value, True) for kind, value in images),
+        *((t.type, t.type.storage_type, t.storage[0].as_py(), True) for t in tensors),
+        *((kind, kind, value, False) for kind, value in others),
+    ]
+
+
+def test_blocks_of_missing_images_of_any_form(images, tmp_path):
+    """As failed downloads leave them. Each row is NaN, or an error says what it is."""
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("ray.data")
+    Image.fromarray(images[0]).save(tmp_path / "0.png")
+    content = (tmp_path / "0.png").read_bytes()
     lenient = _Embedder(CLIPFeaturizer("demo", on_error="nan"), "image", "Z", None)
-    assert np.isnan(lenient(batch)["Z"]).all() and len(lenient(batch)["Z"]) == 3
     strict = _Embedder(CLIPFeaturizer("demo"), "image", "Z", None)
-    with pytest.raises(ValueError, match="row 0: .*the image is missing"):
-        strict(batch)
+    forms = forms_of_images(pa, content, str(tmp_path / "0.png"))
+    for kind, storage, value, is_image in forms:
+        for values in ([None] * 3, [None, value, None]):
+            stored = pa.array(values, storage)
+            column = stored if kind == storage else kind.wrap_array(stored)
+            batch = pa.table({"image": column, "id": range(3)})
+            found = lenient(batch)
+            assert found.select(["image", "id"]).equals(batch), kind
+            Z = [np.isnan(row).all() for row in np.stack(found["Z"].to_numpy())]
+            assert Z == [one is None or not is_image for one in values], kind
+            with pytest.raises(ValueError, match="row 0: .*the image is missing"):
+                strict(batch)
+
+
+def test_blocks_without_images_or_rows_among_others(ray, images, tmp_path):
+    """And no null of the other columns becomes a value."""
+    pa = pytest.importorskip("pyarrow")
+    Image.fromarray(images[0]).save(tmp_path / "0.png")
+    content = (tmp_path / "0.png").read_bytes()
+    labels = pa.array(["a", None, "b"]).dictionary_encode()
+    kind = pa.dictionary(pa.int32(), pa.binary())
+    columns = [pa.nulls(3), pa.array([], kind), pa.nulls(3, kind)]
+    columns.append(pa.array([None, content, content]).dictionary_encode())
+    tables = [
+        pa.table({"image": column, "label": labels[: len(column)]})
+        for column in columns
+    ]
+    dataset = ray.data.from_arrow(tables)
+    lenient = CLIPFeaturizer("demo", on_error="nan")
+    found = embed(dataset, lenient, column="image", output="Z").take_all()
+    missing = [np.isnan(row["Z"]).all() for row in found]
+    assert missing == [True] * 7 + [False] * 2
+    assert [row["label"] for row in found] == ["a", None, "b"] * 3
+
+
+def test_rows_without_an_embedding_are_refused(ray, rows):
+    pa = pytest.importorskip("pyarrow")
+    lists = [None, *rows["embedding"][1:6].tolist()]
+    for values in (pa.array(lists), pa.nulls(6)):
+        dataset = ray.data.from_arrow(pa.table({"Z": values}))
+        with pytest.raises(ValueError, match=r"'Z' has no value in \d of a batch of 6"):
+            fit_icm(dataset, ICMTransformer(), column="Z", counterparts="Z")
 
 
 def test_without_ray(monkeypatch):

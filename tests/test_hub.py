@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import socket
 
 import numpy as np
@@ -217,10 +218,14 @@ def test_a_download_that_stalls_ends(hub, configs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_download_whose_process_is_killed_is_made_good(hub, configs, tmp_path):
-    hub.fault = "slow"
+@pytest.mark.parametrize(
+    ("fault", "by"), [("slow", signal.SIGKILL), ("trickling", signal.SIGINT)]
+)
+def test_a_download_that_is_killed_is_made_good(fault, by, hub, configs, tmp_path):
+    """Ctrl-C ends one from a server that sends just enough not to be given up."""
+    hub.fault = fault
     with User(hub.endpoint, tmp_path, configs, **QUICK) as user:
-        user.kill_once(lambda: hub.asked(server="files"), OPENAI)
+        user.kill_once(lambda: hub.asked(server="files"), OPENAI, by=by)
     hub.fault = None
     with User(hub.endpoint, tmp_path, configs, **QUICK) as user:
         assert "error" not in user.load(OPENAI)

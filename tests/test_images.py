@@ -595,12 +595,21 @@ class TestDecode:
         header = struct.pack("<HHH4BHHII", 0, 1, 1, 4, 4, 0, 0, 1, 8, len(content), 22)
         assert decode(header + content).getpixel((0, 0)) == (255, 255, 255)
 
-    def test_pillow_limit_is_ours_not_the_users(self, monkeypatch):
+    @pytest.mark.parametrize("image_format", images.FORMATS)
+    def test_pillow_limit_is_ours_not_the_users(self, image_format, monkeypatch):
+        options = {}
+        if image_format == "AVIF":
+            pytest.importorskip("PIL.AvifImagePlugin")
+        elif image_format == "ICO":
+            options = {"sizes": [(40, 30)], "bitmap_format": "bmp"}
+        elif image_format in ("GIF", "MPO", "TIFF", "WEBP"):
+            options = {"save_all": True, "append_images": [picture().rotate(180)]}
+        content = encoded(picture(), image_format, **options)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        content = encoded(picture(), "PNG")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert decode(content).size == (40, 30)
+        assert Image.MAX_IMAGE_PIXELS == 100
 
     @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "L"])
     def test_pil_images_are_left_alone(self, mode):
@@ -892,6 +901,17 @@ def test_a_transparent_value_of_16_bits_counts_as_one_of_8_bits(channels, key):
         expected = np.asarray(decode(shallow))
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(decode(Image.open(io.BytesIO(files[1]))), expected)
+
+
+def test_a_transparent_colour_of_16_bits_may_be_near_black():
+    """Not that of 8 bits which has the same number: 5 of 65,535 is black."""
+    values = np.array([[5, 5 * 257], [25700, 51400]], np.uint16)
+    colours = np.stack([values] * 3, axis=2)
+    content = transparent_png(colours, struct.pack(">HHH", 5, 5, 5))
+    lazy = Image.open(io.BytesIO(content))
+    for image in (decode(content), decode(lazy)):
+        assert np.asarray(image)[:, :, 0].tolist() == [[255, 5], [100, 200]]
+    assert lazy.info["transparency"] == (5, 5, 5), "left as it was"
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

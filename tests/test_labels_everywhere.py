@@ -3,6 +3,8 @@
 None is turned into another one, and none that is missing is taken for one of its own.
 """
 
+from enum import Enum
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import DataConversionWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -33,6 +36,10 @@ Z_DO, N, ROW = Z.counterparts, len(Y), 5
 ICM = ICMTransformer(lam=10).fit(Z)
 PIPE = make_pipeline(ICMTransformer(lam=10), LogisticRegression())
 FITTED = PIPE.fit(Z, Y)
+
+
+class Unordered(Enum):
+    A, B = 1, 2
 
 
 def zero_shot(y):
@@ -138,6 +145,7 @@ MISSING = {
     "Arrow's numbers": pa.array(NUMBERS),
     "Arrow's strings": pa.chunked_array([NULLED]),
     "Arrow's dictionary": pa.array(NULLED).dictionary_encode(),
+    "Arrow's dictionaries": pa.chunked_array([pa.array(NULLED).dictionary_encode()]),
 }
 
 
@@ -193,6 +201,9 @@ KINDS = {
     "integers beyond the digits of a float": [2**53 + int(i) for i in MANY[:-1]] + [-1],
     "integers beyond 64 bits": [2**64 + int(i) for i in MANY],
     "unsigned and signed": [2**63 + int(i) for i in MANY[:-1]] + [-1],
+    "numpy's unsigned and signed": [np.uint64(2**53 + i) for i in MANY[::2]]
+    + [np.int64(2**53 + i) for i in MANY[1::2]],
+    "numpy's unsigned and -1": [np.uint64(2**63 + int(i)) for i in MANY[:-1]] + [-1],
     "names that end in null": ["a" + "\0" * int(i) for i in MANY],
     "names that end in blanks": ["a" + " " * int(i) for i in MANY],
 }
@@ -250,6 +261,25 @@ def test_report_takes_numbers_of_any_type():
     expected = report(FITTED, Z, Y, DOMAINS).scores
     for dtype in (np.uint8, np.int8, bool, np.float32, object):
         assert report(FITTED, Z, Y.astype(dtype), DOMAINS).scores == expected
+
+
+def test_report_tells_apart_signed_and_unsigned_numbers_of_many_digits():
+    """As floats, 2**53 and 2**53 + 1 are one class, and both always right."""
+    first, other = 2**53, 2**53 + 1
+    fitted = DummyClassifier(strategy="constant", constant=other)
+    fitted.fit(Z, np.where(Y, other, first))
+    found = report(fitted, Z, np.where(Y, other, first).astype(np.uint64), DOMAINS)
+    accuracies = [row["accuracy"] for row in found.scores["DummyClassifier"].values()]
+    assert accuracies == [Y[DOMAINS == d].mean() for d in (0, 1)]
+    assert set(found.mistakes["true"]) == {first}
+    assert set(found.mistakes["predicted"]) == {other}
+    assert len(found.mistakes) == (Y == 0).sum()
+
+
+def test_labels_without_an_order_are_refused():
+    for pair in ([frozenset("a"), frozenset("b")], [Unordered.A, Unordered.B]):
+        with pytest.raises((TypeError, ValueError), match=r"y\[0\] is (froz|<Uno)"):
+            ICMTransformer(pairs="class", lam=0.1).fit(Z, pair * (N // 2))
 
 
 def test_zero_shot_refuses_labels_of_another_type_than_its_names():

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding import encoder as encoders
 from skclip_icm._encoding.stores import EmbeddingCache, _MemoryStore, open_cache
 from skclip_icm._images import decoding
-from skclip_icm._locks import Lock
+from skclip_icm._locks import Flag, Lock
 from skclip_icm.interventions import intervene
 from skclip_icm.pairs import LazyCounterparts
 
@@ -179,3 +180,38 @@ def test_a_thread_that_forks_keeps_its_own_lock():
         assert in_child(in_other_thread) == 0
         assert in_child(enter_and_leave) == 0
     enter_and_leave()
+
+
+def test_a_setting_is_restored_where_the_thread_that_held_it_is_gone():
+    setting, pause = ["the user's"], Pause()
+    write = partial(setting.__setitem__, 0)
+    flag = Flag(lambda: setting[0], write, lambda value: "ours")
+
+    def hold():
+        with flag.held():
+            assert setting == ["ours"]
+            pause()
+
+    def check():
+        assert setting == ["the user's"]
+        hold()
+        assert setting == ["the user's"]
+
+    def hold_and_fork():
+        def check_inside():
+            assert setting == ["ours"]  # the thread that forks is in the child, too
+
+        with flag.held():
+            assert in_child(check_inside) == 0
+
+    thread = threading.Thread(target=pause.run, args=(hold,))
+    thread.start()
+    try:
+        assert pause.entered.wait(LONG)
+        assert in_child(check) == 0
+        hold_and_fork()
+        assert setting == ["ours"]
+    finally:
+        pause.leave.set()
+        thread.join()
+    assert setting == ["the user's"]

@@ -102,7 +102,7 @@ SURROUNDINGS = {
     "inference mode": [_no_gradients, _change(*_THREADS, 7)],
     "torch": [_change(*_EXACT, True), _change(*_PRECISION, "medium")],
     "Pillow": [
-        _change_attribute(Image, "MAX_IMAGE_PIXELS", 2000),
+        _change_attribute(Image, "MAX_IMAGE_PIXELS", 100),
         _change_attribute(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
     ],
     "process": [_strict_numpy, _warnings_as_errors, _environment, _change_folder],
@@ -190,6 +190,32 @@ def test_relative_paths_are_those_of_the_first_use(
     for copy in (clone(featurizer), pickle.loads(pickle.dumps(featurizer))):
         with pytest.raises(OSError, match=str(other)):
             copy.transform(paths[:3])
+
+
+@pytest.mark.parametrize("on_error", ["raise", "nan"])
+def test_relative_paths_of_images_are_never_those_of_other_images(
+    on_error, small_model, tmp_path, monkeypatch
+):
+    """Counterparts are computed when they are asked for, perhaps in another folder."""
+    rng, names = np.random.default_rng(0), ["0.png", "1.png"]
+    for folder in ("first", "second", "empty"):
+        (tmp_path / folder).mkdir()
+    for path in (tmp_path / f / name for f in ("first", "second") for name in names):
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(path)
+        os.utime(path, (0, 0))  # long ago, so that digests of files are kept, too
+    monkeypatch.chdir(tmp_path / "first")
+    featurizer = CLIPFeaturizer(small_model, interventions="invert", on_error=on_error)
+    Z = featurizer.set_params(cache=_MemoryStore()).fit_transform(names)
+    for folder, message in (("second", "not the one that"), ("empty", "no such file")):
+        monkeypatch.chdir(tmp_path / folder)
+        if on_error == "raise":
+            with pytest.raises(ValueError, match=message):
+                Z.counterparts  # noqa: B018
+        else:
+            assert np.isnan(Z[[0]].counterparts).all()
+    if on_error == "raise":
+        monkeypatch.chdir(tmp_path / "first")
+        assert np.isfinite(Z.counterparts).all()
 
 
 SECOND = """

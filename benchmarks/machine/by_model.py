@@ -9,7 +9,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def run(name, description, models, measure, markdown, arguments=None):
+def run(name, description, models, measure, markdown, arguments=None, every_model=None):
     """Measure models, replace their rows in the results, and write the table anew.
 
     Parameters
@@ -26,11 +26,17 @@ def run(name, description, models, measure, markdown, arguments=None):
         From the rows by model to the table.
     arguments : list of str or None
         Those of the command line, unless given.
+    every_model : callable or None
+        Returns the models that --all stands for, if there is such an option.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", nargs="+", default=models)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    if every_model is not None:
+        parser.add_argument("--all", action="store_true", help="every model there is")
     options = parser.parse_args(arguments)
+    if every_model is not None and options.all:
+        options.models = every_model()
     path = options.results / f"{name}.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     for model in options.models:

@@ -28,6 +28,7 @@ from skclip_icm._encoding.weights import (
     create_tokenizer,
     find_source,
 )
+from skclip_icm._images.pillow_state import any_size
 from skclip_icm._locks import Lock
 
 __all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_models"]
@@ -264,8 +265,9 @@ class Encoder:
         image : PIL.Image.Image
             Of height and width `image_size`. One that has them already is unchanged.
         """
-        for step in self._geometry:
-            image = step(image)
+        with any_size():
+            for step in self._geometry:
+                image = step(image)
         return image
 
     def encode_images(self, pixels):

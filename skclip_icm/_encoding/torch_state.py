@@ -98,5 +98,5 @@ def _write_convolutions(value):
     torch.backends.cudnn.allow_tf32 = value
 
 
-_PRODUCTS = Flag(_read_products, _write_products, "highest")
-_CONVOLUTIONS = Flag(_read_convolutions, _write_convolutions, False)
+_PRODUCTS = Flag(_read_products, _write_products, lambda value: "highest")
+_CONVOLUTIONS = Flag(_read_convolutions, _write_convolutions, lambda value: False)

@@ -7,14 +7,11 @@ from many threads at once.
 """
 
 import hashlib
-import re
 import traceback
-import warnings
-from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from skclip_icm._images.deep import find_scale, is_deep, is_shortened, tell_dark
 from skclip_icm._images.inputs import (
@@ -35,7 +32,8 @@ from skclip_icm._images.opening import (
     check_size,
     open_image,
 )
-from skclip_icm._locks import Flag, Lock
+from skclip_icm._images.pillow_state import any_size, no_warning_raised, whole_images
+from skclip_icm._locks import Lock
 
 __all__ = [
     "FORMATS",
@@ -66,15 +64,7 @@ _TRANSPOSE = {
 # Pixels converted at a time: a conversion in steps would otherwise copy a large image
 # as often as it has steps.
 _BAND_PIXELS = 2**22
-# What Pillow's modules warn of (odd tags, a damaged EXIF block, large images) is either
-# harmless or becomes an error here. The form is that of `warnings.filters`.
-_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 _MAX_ATTEMPTS = 100  # how often other threads may bring Pillow's warnings back
-
-_FLAG = "LOAD_TRUNCATED_IMAGES"  # with which Pillow fills up what is missing with grey
-_NOT_TRUNCATED = Flag(
-    partial(getattr, ImageFile, _FLAG), partial(setattr, ImageFile, _FLAG), False
-)
 _LARGE = Lock()
 # Loading a PIL image changes it, and it may stand in several rows.
 _LOADING = tuple(Lock() for _ in range(64))
@@ -170,7 +160,7 @@ def decode(content, row=None, name="", target=None, resize=None):
     try:
         for _ in range(_MAX_ATTEMPTS):
             try:
-                with _no_warning_raised(), _NOT_TRUNCATED.held():
+                with no_warning_raised(), whole_images(), any_size():
                     return _decode(content, row, name, target, resize)
             except Warning as warning:  # another thread has changed the filters
                 _free_locals(warning)
@@ -222,28 +212,6 @@ def _free_locals(error):
 
 
 @contextmanager
-def _no_warning_raised():
-    """Keep a user's ``-W error`` from deciding which images can be read.
-
-    The filters of all threads are one list, which others may change, copy and replace
-    at any moment. So it is left alone unless it makes errors of warnings, and then
-    gets one entry, which may be gone when it is taken out. `warnings.catch_warnings`
-    in several threads could leave the filters of one to all others.
-    """
-    # From Python 3.14 on, a context may have filters of its own.
-    filters = getattr(warnings, "_get_filters", lambda: warnings.filters)()
-    if all(entry[0] != "error" for entry in filters):
-        yield
-        return
-    filters.insert(0, _IGNORE_PILLOW)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            filters.remove(_IGNORE_PILLOW)
-
-
-@contextmanager
 def _opened(content, row, name):
     """Give a PIL image that need not be loaded yet."""
     if isinstance(content, bytes):
@@ -264,9 +232,8 @@ def _turn(size):
 def _load(image, row, name, shared):
     if shared:
         with _LOADING[id(image) // 64 % len(_LOADING)]:
-            _load_pixels(image, row, name)
-            return _to_rgb(image, row, name)
-    _load_pixels(image, row, name)
+            return _to_rgb(_load_pixels(image, row, name), row, name)
+    image = _load_pixels(image, row, name)
     # Nobody else holds this image: copying it can take as long as decoding it.
     if image.mode == "RGB" and not image.has_transparency_data:
         image = _upright(image)
@@ -276,10 +243,17 @@ def _load(image, row, name, shared):
 
 
 def _load_pixels(image, row, name):
+    """Load an image, and return it with its transparent colour in as many bits."""
     shortened = is_shortened(image)
     image.load()
     if shortened:
         tell_dark(image, row, name)
+    key = image.info.get("transparency")
+    # Pillow shortens the pixels only. If they were loaded before, a large number tells.
+    if isinstance(key, tuple) and (shortened or max(key) > 255):
+        image = image._new(image.im)
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image
 
 
 def _reduce(image, target):
@@ -335,22 +309,9 @@ def _band_to_rgb(image):
     if image.mode == "La":  # which Pillow converts to nothing else
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = _with_short_key(image).convert("RGBA")
+        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     image = image.convert("RGB")  # copies an image that is RGB already
     image.info = {}  # else the orientation could be applied once more
-    return image
-
-
-def _with_short_key(image):
-    """Return an image whose transparent colour is of 8 bits, as its pixels are.
-
-    Of a PNG file of 16 bits, Pillow shortens the pixels only.
-    """
-    key = image.info.get("transparency")
-    if not isinstance(key, tuple) or max(key) <= 255:
-        return image
-    image = image.copy()
-    image.info["transparency"] = tuple(value >> 8 for value in key)
     return image

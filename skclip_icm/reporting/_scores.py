@@ -5,7 +5,7 @@ from scipy.special import ndtri
 from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 
-from skclip_icm._labels import check_same_kind
+from skclip_icm._labels import comparable
 from skclip_icm.plotting._axes import name_metric
 
 ACCURACY, BALANCED = "accuracy", "balanced accuracy"
@@ -81,9 +81,10 @@ def score_by_domain(methods, X, y, domains, scoring):
         The scores.
     """
     names = {str(domain): domains == domain for domain in np.unique(domains)}
-    predictions = {m: np.asarray(fitted.predict(X)) for m, fitted in methods.items()}
-    for method, predicted in predictions.items():
-        check_same_kind(y, predicted, method)
+    predictions = {
+        method: comparable(fitted.predict(X), y, method)
+        for method, fitted in methods.items()
+    }
     by_method = {
         method: {
             domain: _measures(fitted, predictions[method], X, y, rows, scoring)
