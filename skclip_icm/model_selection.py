@@ -28,10 +28,10 @@ from skclip_icm.pairs import find_paired
 #: Separate interventions for validation, none of which is in "photometric".
 VALIDATION_INTERVENTIONS = ("invert", "equalize", "grayscale")
 
-#: Candidates of the ready grid, those of the benchmarks.
+#: Candidates of the ready grid, which those of the benchmarks begin with.
 LAMS = (0.3, 1, 3, 10, 100, 1000)
 SHRINKAGES = (0.003, 0.03, 0.3, 3, 30, "auto")
-CS = (0.01, 0.1, 1, 10, 100, 1000)
+CS = (0.01, 0.1, 1, 10, 100)
 
 _AGGREGATES = {"mean": np.mean, "worst": np.min}
 
@@ -135,7 +135,7 @@ def invariant_search(
     param_grid : dict, list of dict or None, default=None
         Candidates, as in `sklearn.model_selection.GridSearchCV`. None, for a pipeline
         with an `ICMTransformer`: no ICM at all ("passthrough"), projections by six
-        values of `lam`, and whitenings by six of `shrinkage`, each times six of the
+        values of `lam`, and whitenings by six of `shrinkage`, each times five of the
         parameter `C`, if its last step has one.
     scoring : str, callable or None, default=None
         What to measure. None takes the estimator's own score.

@@ -10,8 +10,10 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from skclip_icm.model_selection import CS as READY_CS
+
 # Every classifier that has a penalty is tried with each of these.
-from skclip_icm.model_selection import CS
+CS = (*READY_CS, 1000)
 
 VREX_PENALTIES = (0.1, 1, 10, 100, 1000, 10_000)
 DRO_RATES = (0.1, 1, 10, 100, 1000)
