@@ -329,7 +329,7 @@ def test_a_scorer_that_is_not_called_is_an_error():
 def test_the_ready_grid_has_no_icm_both_methods_and_c_in_it():
     pipe = make_pipeline()
     grid = list(ParameterGrid(invariant_search(pipe).param_grid))
-    assert len(grid) == (1 + 6 + 5) * 5
+    assert len(grid) == (1 + 6 + 6) * 5
     assert {"icm": "passthrough", "clf__C": 1} in grid
     assert {"icm__method": "projection", "icm__lam": 1000, "clf__C": 100} in grid
     assert {"icm__method": "whitening", "icm__shrinkage": "auto", "clf__C": 1} in grid
