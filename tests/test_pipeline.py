@@ -334,7 +334,7 @@ def test_the_ready_grid_has_no_icm_both_methods_and_c_in_it():
     assert {"icm__method": "projection", "icm__lam": 1000, "clf__C": 100} in grid
     assert {"icm__method": "whitening", "icm__shrinkage": "auto", "clf__C": 1} in grid
     centroid = Pipeline([("icm", ICMTransformer()), ("clf", NearestCentroid())])
-    assert len(ParameterGrid(invariant_search(centroid).param_grid)) == 12
+    assert len(ParameterGrid(invariant_search(centroid).param_grid)) == 13
     with pytest.raises(ValueError, match="no Pipeline with an ICMTransformer"):
         invariant_search(LogisticRegression())
 
