@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 from machine import cpu, installed
-from machine.by_model import run
+from machine.by_model import run, settings
 
 # One of each kind of image tower, activation and preprocessing, of those whose text
 # tower needs nothing from the hub.
@@ -176,15 +176,13 @@ def by_us(name, tag, file, images, backend):
 def markdown(rows):
     skipped = {model: row["skipped"] for model, row in rows.items() if "skipped" in row}
     rows = {model: row for model, row in rows.items() if model not in skipped}
-    first = next(iter(rows.values()))["measured"]
-    versions = ", ".join(f"{package} {first[package]}" for package in PACKAGES)
     lines = [
         "Embeddings of four pictures in float32 by models at full size, with random",
         "weights under a tag's name, against open_clip's own pipeline:",
         "the smallest cosine, and in brackets the largest difference of an entry, as",
         "part of the largest by which one differs from the mean of the pictures.",
         "",
-        f"Seed {first['seed']}, {first['date']}, {first['cpu']}, {versions}.",
+        f"{settings(rows, setting)}.",
         "",
         "| model: tag | activation | resizing | torch | OpenVINO |",
         "| --- | --- | --- | ---: | ---: |",
@@ -198,6 +196,11 @@ def markdown(rows):
         named = ", ".join(f"{model} ({why})" for model, why in skipped.items())
         lines += ["", f"Too large for this machine: {named}."]
     return "\n".join(lines) + "\n"
+
+
+def setting(measured):
+    versions = ", ".join(f"{package} {measured[package]}" for package in PACKAGES)
+    return f"{measured['date']}, {measured['cpu']}, seed {measured['seed']}, {versions}"
 
 
 def cell(row, backend):

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 from machine import cpu, installed, load_average
-from machine.by_model import run
+from machine.by_model import run, settings
 
 MODELS = ("ViT-B-32", "ViT-B-16", "RN50", "RN50x16", "ViT-B-16-SigLIP", "convnext_base")
 REPEATS = 5
@@ -103,17 +103,13 @@ def machine():
 
 
 def markdown(rows):
-    first = next(iter(rows.values()))["measured"]
-    versions = ", ".join(f"{package} {first[package]}" for package in PACKAGES)
     lines = [
         "Seconds to load random float32 weights from disk: all that images and",
         "texts need, and a fingerprint of every byte. In brackets, divided by the time",
         "of `open_clip.create_model` with the same file. A file in the hub's cache is",
         "checked against its digest, and converted for OpenVINO, when first loaded.",
         "",
-        f"Median of {first['repeats']} in one process, the file in memory, seed "
-        f"{first['seed']}. {first['date']}, {first['cpu']}, {first['cores']} cores, "
-        f"Python {first['python']}, {versions}.",
+        f"Medians in one process, the file in memory. {settings(rows, setting)}.",
         "",
         "| model | MB | open_clip | torch | torch, from the hub's cache | OpenVINO | "
         "OpenVINO, converting |",
@@ -125,6 +121,15 @@ def markdown(rows):
         cells += [ratio(seconds.get(label), seconds["open_clip"]) for label in LABELS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def setting(measured):
+    versions = ", ".join(f"{package} {measured[package]}" for package in PACKAGES)
+    return (
+        f"{measured['date']}, {measured['cpu']}, {measured['cores']} cores, median of "
+        f"{measured['repeats']}, seed {measured['seed']}, "
+        f"Python {measured['python']}, {versions}"
+    )
 
 
 def ratio(seconds, unit):

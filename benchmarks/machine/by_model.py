@@ -48,3 +48,8 @@ def run(name, description, models, measure, markdown, arguments=None, every_mode
     table = markdown(rows)
     path.with_suffix(".md").write_text(table, encoding="utf-8")
     print(table)
+
+
+def settings(rows, describe):
+    """Return the text of each setting that rows were measured in, one after another."""
+    return "; ".join(dict.fromkeys(describe(row["measured"]) for row in rows.values()))
