@@ -17,6 +17,7 @@ from skclip_icm._images.reading import local_path
 from skclip_icm._locks import Lock
 from skclip_icm._projection.arrays import floats
 from skclip_icm._projection.differences import as_floats, check_counterparts
+from skclip_icm._replacing import replacing
 
 _USE_ASARRAY = (
     "PairedEmbeddings is no array, so that values cannot drift from their "
@@ -160,9 +161,6 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
             Where to, such as "train.npz"; an existing file is replaced. It is NumPy's
             archive of two arrays, without any pickle.
         """
-        # Not at the top: that package imports this module.
-        from skclip_icm.files._replacing import replacing
-
         path = Path(local_path(path))
         if not path.parent.is_dir():
             raise FileNotFoundError(

@@ -17,8 +17,8 @@ from skclip_icm._encoding.views import AS_IS
 from skclip_icm._estimators import HasMethods, Interval, StrOptions, validate_params
 from skclip_icm._images.inputs import ImageError, as_items, read_content
 from skclip_icm._images.reading import local_path
+from skclip_icm._replacing import replacing
 from skclip_icm.files._embedding_files import EmbeddingFiles
-from skclip_icm.files._replacing import replacing
 from skclip_icm.interventions import resolve_interventions
 
 logger = logging.getLogger("skclip_icm")

@@ -11,8 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from skclip_icm._images.reading import local_path
 from skclip_icm._labels import check_labels
 from skclip_icm._projection.groups import count_groups
+from skclip_icm._replacing import replacing
 from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
-from skclip_icm.files._replacing import replacing
 
 
 def fit_files(X, icm, *, y=None, X_do=None, domains=None):

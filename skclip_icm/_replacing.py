@@ -10,7 +10,7 @@ def replacing(path):
 
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from skclip_icm.files._replacing import replacing
+    >>> from skclip_icm._replacing import replacing
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder) / "a.txt") as unfinished:
     ...         _ = unfinished.write_text("all of it")
