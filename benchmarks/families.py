@@ -43,8 +43,13 @@ PACKAGES = ("torch", "open_clip_torch", "timm", "Pillow")
 # With more, weights, models and their conversion do not fit beside each other in 24 GB.
 LARGEST = 1_000_000_000
 # In place of a text tower that the hub describes: pictures know nothing of it.
-PLAIN_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "layers": 1}
-PLAIN_TEXT["heads"] = 2
+PLAIN_TEXT = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 64,
+    "heads": 2,
+    "layers": 1,
+}
 
 
 def main(arguments=None):
@@ -182,7 +187,7 @@ def markdown(rows):
         "the smallest cosine, and in brackets the largest difference of an entry, as",
         "part of the largest by which one differs from the mean of the pictures.",
         "",
-        f"{settings(rows, setting)}.",
+        f"{settings(rows)}.",
         "",
         "| model: tag | activation | resizing | torch | OpenVINO |",
         "| --- | --- | --- | ---: | ---: |",
@@ -196,11 +201,6 @@ def markdown(rows):
         named = ", ".join(f"{model} ({why})" for model, why in skipped.items())
         lines += ["", f"Too large for this machine: {named}."]
     return "\n".join(lines) + "\n"
-
-
-def setting(measured):
-    versions = ", ".join(f"{package} {measured[package]}" for package in PACKAGES)
-    return f"{measured['date']}, {measured['cpu']}, seed {measured['seed']}, {versions}"
 
 
 def cell(row, backend):

@@ -109,7 +109,7 @@ def markdown(rows):
         "of `open_clip.create_model` with the same file. A file in the hub's cache is",
         "checked against its digest, and converted for OpenVINO, when first loaded.",
         "",
-        f"Medians in one process, the file in memory. {settings(rows, setting)}.",
+        f"Medians in one process, the file in memory. {settings(rows)}.",
         "",
         "| model | MB | open_clip | torch | torch, from the hub's cache | OpenVINO | "
         "OpenVINO, converting |",
@@ -121,15 +121,6 @@ def markdown(rows):
         cells += [ratio(seconds.get(label), seconds["open_clip"]) for label in LABELS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def setting(measured):
-    versions = ", ".join(f"{package} {measured[package]}" for package in PACKAGES)
-    return (
-        f"{measured['date']}, {measured['cpu']}, {measured['cores']} cores, median of "
-        f"{measured['repeats']}, seed {measured['seed']}, "
-        f"Python {measured['python']}, {versions}"
-    )
 
 
 def ratio(seconds, unit):

@@ -50,6 +50,14 @@ def run(name, description, models, measure, markdown, arguments=None, every_mode
     print(table)
 
 
-def settings(rows, describe):
-    """Return the text of each setting that rows were measured in, one after another."""
-    return "; ".join(dict.fromkeys(describe(row["measured"]) for row in rows.values()))
+def settings(rows):
+    """Return what the rows were measured with: a text for each setting that differs."""
+    told = (
+        ", ".join(
+            f"{key} {value}"
+            for key, value in row["measured"].items()
+            if key != "load"  # which differs from row to row
+        )
+        for row in rows.values()
+    )
+    return "; ".join(dict.fromkeys(told))
