@@ -1,6 +1,8 @@
-"""Fixtures shared by the tests: real photographs, and a count of forward passes."""
+"""Fixtures shared by the tests: photographs, models, a count of forward passes."""
 
 import json
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,16 @@ def models_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKCLIP_ICM_MODELS", str(folder))
         yield folder
+
+
+@pytest.fixture
+def import_benchmark(monkeypatch):
+    """Return what imports a module of benchmarks/ by its name."""
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip("the source distribution has no benchmarks")
+    monkeypatch.syspath_prepend(str(folder))
+    return import_module
 
 
 @pytest.fixture(scope="session")

@@ -11,21 +11,12 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def ood(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import ood
-
-    return ood
+def ood(import_benchmark):
+    return import_benchmark("ood")
 
 
 class Narrow(CLIPFeaturizer):

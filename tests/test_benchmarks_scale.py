@@ -1,26 +1,16 @@
 """The benchmark of scale runs at tiny sizes, and its cost model adds up."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def scale(monkeypatch):
+def scale(import_benchmark):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import scale
-
-    return scale
+    return import_benchmark("scale")
 
 
 def test_fits(scale, tmp_path):

@@ -1,25 +1,15 @@
 """The speed benchmark runs, at tiny sizes, and says of each aim whether it is met."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def speed(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import speed
-
-    return speed
+def speed(import_benchmark):
+    return import_benchmark("speed")
 
 
 def test_sections_measure_and_report(speed, tmp_path):

@@ -1,26 +1,16 @@
 """Every architecture of open_clip at full size, with random weights: pytest -m zoo."""
 
-from pathlib import Path
-
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = pytest.mark.zoo
 open_clip = pytest.importorskip("open_clip")
 
 
-@pytest.fixture
-def families(monkeypatch):
-    if not BENCHMARKS.is_dir():
-        pytest.skip("the source distribution has no benchmarks")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import families
-
-    return families
-
-
 @pytest.mark.parametrize("name", open_clip.list_models())
-def test_pictures_are_embedded_as_by_open_clip(name, families, tmp_path, monkeypatch):
+def test_pictures_are_embedded_as_by_open_clip(
+    name, import_benchmark, tmp_path, monkeypatch
+):
+    families = import_benchmark("families")
     monkeypatch.setenv("SKCLIP_ICM_MODELS", str(tmp_path / "converted"))
     [model] = [m for m in families.every_model() if m.partition(":")[0] == name]
     row = families.compare(model, tmp_path)
