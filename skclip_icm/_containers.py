@@ -113,10 +113,14 @@ def printable(text):
 
 def is_missing(value):
     """Say whether a value stands for none: None, NaN, NaT or a null of a library."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    if value is None or type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
         return True
-    comparable = isinstance(value, Number | np.datetime64 | np.timedelta64)
-    return comparable and bool(value != value)
+    if not isinstance(value, Number | np.datetime64 | np.timedelta64):
+        return False
+    try:
+        return bool(value != value)
+    except ArithmeticError:  # Decimal("sNaN") takes part in no comparison
+        return True
 
 
 def refuse_images(values, name):

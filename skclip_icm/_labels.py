@@ -5,6 +5,7 @@ by one that makes a name of a missing value.
 """
 
 import numpy as np
+from sklearn.base import is_regressor
 from sklearn.utils import column_or_1d
 
 from skclip_icm._containers import entries, is_missing, refuse_tables
@@ -21,6 +22,8 @@ def check_labels(labels, name, n):
             f"{name}.argmax(axis=1)."
         )
     labels = column_or_1d(labels, warn=True)
+    if labels.dtype.kind in "OfcmM":
+        _check_present(labels, name)
     if labels.dtype == object:
         _refuse_lists(labels, name, n)
     if len(labels) != n:
@@ -28,43 +31,93 @@ def check_labels(labels, name, n):
             f"{name} has {len(labels)} entries, expected {n}: Found input variables "
             "with inconsistent numbers of samples. Give one label for each row of X."
         )
-    if labels.dtype.kind in "OfcmM":
-        _check_present(labels, name)
     if labels.dtype == object:
-        labels = _check_alike(_without_loss(labels), name)
-    if name == "y" and labels.dtype.kind == "f" and (labels % 1 != 0).any():
-        row = int(np.argmax(labels % 1 != 0))
-        raise ValueError(
-            f"Unknown label type: y[{row}] is {as_python(labels[row])!r}, expected "
-            "class labels; numbers with a fraction are for regression. Bin them, for "
-            "example by numpy.digitize."
-        )
+        labels = distinguishable(labels, name)
+    if name == "y" and labels.dtype.kind == "f":
+        _refuse_fractions(labels)
     return labels
+
+
+def check_target(y, estimator, n):
+    """Return what an estimator is to predict, labels as `check_labels` does it.
+
+    Numbers of a regressor and indicators of several classes are left as they are.
+    """
+    indicators = getattr(y, "ndim", 1) == 2 and y.shape[1] > 1
+    if y is None or indicators or is_regressor(estimator):
+        return y
+    return check_labels(y, "y", n)
+
+
+def distinguishable(labels, name):
+    """Return labels as an array without a cast that merges two, or raise TypeError.
+
+    For those that come one by one, or from several chunks, of which some may be text
+    and others not.
+    """
+    return _check_alike(join(labels), name)
 
 
 def comparable(predicted, labels, method):
     """Return predictions as an array that can be compared with labels.
 
-    Raises ValueError if one is text and the other not: numpy would compare them without
-    an error, and find all different. Signed and unsigned integers it would compare, or
-    join, as floats, which have one value for 2**53 and 2**53 + 1.
+    Raises ValueError if they cannot be sorted together, as text and numbers: numpy
+    would compare them without an error, and find all different.
     """
     predicted = np.asarray(predicted)
-    if _holds_text(labels) != _holds_text(predicted):
+    both = join(labels, predicted)
+    try:
+        _check_alike(both, "y")
+    except TypeError as error:
         y, guess = as_python(labels[0]), as_python(predicted[0])
         raise ValueError(
             f"y[0] is {y!r} of type {type(y).__name__}, but {method} predicts "
             f"{guess!r} of type {type(guess).__name__}: give y as the labels that it "
             "was fitted on."
-        )
-    integers = {labels.dtype.kind, predicted.dtype.kind} == {"i", "u"}
-    as_floats = integers and np.result_type(labels, predicted).kind == "f"
-    return predicted.astype(object) if as_floats else predicted
+        ) from error
+    # Numbers that have no type in common numpy would compare as floats.
+    apart = both.dtype == object and predicted.dtype.kind in "iuf"
+    return both[len(labels) :] if apart else predicted
+
+
+def join(*labels):
+    """Return the labels of several sequences in one array, each as it is.
+
+    In the type that numpy has for all if they stay what they are, else as objects: so
+    for strings that end in a null character, integers beyond 64 bits, and numbers that
+    would become one float, such as 2**53 and 2**53 + 1, signed and unsigned.
+    """
+    # Python's own numbers compare exactly, unlike signed and unsigned ones of numpy.
+    values = [label for some in labels for label in python_values(some)]
+    try:
+        converted = np.array(values)
+    except ValueError:  # of sequences that differ in length
+        converted = np.empty((0, 0))
+    if converted.ndim == 1 and converted.tolist() == values:
+        return converted
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
+def python_values(labels):
+    """Return the labels of a sequence as Python's own, which all libraries share.
+
+    So they are the same in whatever a chunk comes.
+    """
+    kind = getattr(getattr(labels, "dtype", None), "kind", "")
+    if kind in ("m", "M"):
+        coarse = labels.astype(f"{kind}8[us]")  # the finest that Python has
+        if isinstance(labels[0].item(), int) and (coarse == labels).all():
+            labels = coarse
+    return list(map(as_python, labels))
 
 
 def as_python(label):
     """Return a label as messages show it: 'a', not numpy.str_('a')."""
-    return label.item() if isinstance(label, np.generic) else label
+    if not isinstance(label, np.generic):
+        return label
+    value = label.item()
+    # An integer stands for a time in units that are finer than Python's.
+    return label if label.dtype.kind in "mM" and isinstance(value, int) else value
 
 
 def _as_array(labels, name, expected):
@@ -73,12 +126,15 @@ def _as_array(labels, name, expected):
         values = np.ma.getdata(labels).astype(object)
         values[np.ma.getmaskarray(labels)] = None
         return values
-    # Not of Arrow, where a null among dictionary-encoded chunks becomes another label.
+    # Not of Arrow, where a null among dictionary-encoded chunks becomes another label,
+    # nor of polars, which has numbers of 128 bits.
+    of_arrow = hasattr(labels, "to_pylist") or hasattr(labels, "to_arrow")
     is_array = hasattr(labels, "__array__") or hasattr(labels, "__array_namespace__")
-    if is_array and not hasattr(labels, "to_pylist"):
+    if is_array and (not of_arrow or hasattr(labels, "columns")):
         labels = to_numpy(labels)
-        # numpy's own strings of any length may have a value for missing ones.
-        return labels.astype(object) if labels.dtype.kind == "T" else labels
+        # One by one: numpy's own strings of any length may have a value for missing
+        # ones, records hold several, and scikit-learn takes no complex numbers.
+        return labels.astype(object) if labels.dtype.kind in "TVc" else labels
     # As objects: a common type would make strings of numbers, and of NaN.
     return np.array(entries(labels, name, expected), dtype=object)
 
@@ -93,6 +149,18 @@ def _refuse_lists(labels, name, n):
             )
 
 
+def _refuse_fractions(y):
+    with np.errstate(invalid="ignore"):  # infinity
+        fractions = y % 1 != 0
+    if fractions.any():
+        row = int(np.argmax(fractions))
+        raise ValueError(
+            f"Unknown label type: y[{row}] is {as_python(y[row])!r}, expected class "
+            "labels; numbers with a fraction are for regression. Bin them, for example "
+            "by numpy.digitize."
+        )
+
+
 def _check_present(labels, name):
     if labels.dtype == object:
         missing = np.fromiter(map(is_missing, labels), bool, len(labels))
@@ -104,21 +172,6 @@ def _check_present(labels, name):
             f"{name}[{row}] is {_shown(labels[row])}: Input {name} contains NaN or "
             "another missing label. Drop such rows from X, y and the others first."
         )
-
-
-def _without_loss(labels):
-    """Return objects in the type that numpy has for them, if they stay what they are.
-
-    Not so are strings that end in a null character and integers beyond 64 bits.
-    """
-    # Python's own numbers compare exactly, unlike signed and unsigned ones of numpy.
-    values = [v.item() if isinstance(v, np.number | np.bool_) else v for v in labels]
-    try:
-        converted = np.array(values)
-    except ValueError:  # of sequences that differ in length
-        return labels
-    same = converted.ndim == 1 and converted.tolist() == values
-    return converted if same else np.fromiter(values, dtype=object, count=len(values))
 
 
 def _check_alike(labels, name):
@@ -136,12 +189,6 @@ def _check_alike(labels, name):
             "numbers, or all as strings."
         ) from error
     return labels
-
-
-def _holds_text(labels):
-    return labels.dtype.kind in "UST" or (
-        labels.dtype == object and isinstance(labels[0], str)
-    )
 
 
 def _shown(label):

@@ -9,6 +9,7 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
+from sklearn.utils.validation import _num_samples
 
 from skclip_icm._estimators import (
     HasMethods,
@@ -20,6 +21,7 @@ from skclip_icm._estimators import (
     validate_parameter_constraints,
     validate_params,
 )
+from skclip_icm._labels import check_target
 from skclip_icm._search import InvariantSearch
 from skclip_icm.interventions import resolve_interventions
 from skclip_icm.interventions._intervene import parts_of
@@ -281,6 +283,7 @@ class _InterventionalScorer:
         return f"interventional_scorer({self._params})"
 
     def __call__(self, estimator, X, y=None, **params):
+        y = check_target(y, estimator, _num_samples(X))
         scores = [
             check_scoring(model, self._scoring)(model, view, y, **params)
             for model, view in self._views(estimator, X)

@@ -3,6 +3,8 @@
 None is turned into another one, and none that is missing is taken for one of its own.
 """
 
+import datetime
+from decimal import Decimal
 from enum import Enum
 
 import matplotlib
@@ -22,6 +24,7 @@ from skclip_icm import (
     ICMTransformer,
     ZeroShotClassifier,
     fit_files,
+    interventional_scorer,
     invariant_search,
     report,
 )
@@ -90,6 +93,7 @@ PATHS = {
         "y",
         lambda v: invariant_search(PIPE, {"icmtransformer__lam": [1]}, cv=2).fit(Z, v),
     ),
+    "interventional_scorer": ("y", lambda v: interventional_scorer()(FITTED, Z, v)),
     "report, y": ("y", lambda v: report(FITTED, Z, v, DOMAINS)),
     "report, domains": ("domains", lambda v: report(FITTED, Z, Y, v)),
     "accuracies, y": (
@@ -132,6 +136,10 @@ MISSING = {
     "NA": np.array(with_missing(NAMES, pd.NA), dtype=object),
     "NaT": pd.Series(pd.to_datetime(with_missing(["2020-01-01"] * N, None))),
     "a span that is NaT": np.array(with_missing(Y, "NaT"), dtype="m8[s]"),
+    # Which takes part in no comparison, not even with itself.
+    "a decimal that signals": with_missing([Decimal(1)] * N, Decimal("sNaN")),
+    "masked in a list": with_missing(NAMES, np.ma.masked),
+    "complex": np.array(with_missing(Y, complex("nan"))),
     "masked": np.ma.array(Y, mask=np.arange(N) == ROW),
     "pandas' numbers": pd.Series(NUMBERS, dtype="Int8"),
     "pandas' truth values": pd.Series(NUMBERS, dtype="boolean"),
@@ -237,6 +245,64 @@ def test_truth_values_are_two_domains():
         assert sorted(found.domains_) == [False, True]
 
 
+def test_records_are_no_labels():
+    """NaN within them was a domain of its own in each row."""
+    records = np.array([(0.0,), (np.nan,)] * (N // 2), dtype=[("camera", float)])
+    with pytest.raises(ValueError, match=r"domains\[0\] is \(0.0,\)"):
+        ICMTransformer(center="domain", lam=0.1).fit(Z, domains=records)
+
+
+# Labels that come in chunks
+
+TIMES = [datetime.datetime(2020, 1, 1), datetime.datetime(2021, 1, 1)] * (N // 2)
+OF_ONE_KIND = {
+    "objects": TIMES,
+    "nanoseconds": np.array(TIMES, dtype="M8[ns]"),
+    "seconds": np.array(TIMES, dtype="M8[s]"),
+    "pandas": pd.Series(TIMES),
+    "polars": pl.Series(TIMES),
+    "Arrow": pa.array(TIMES, pa.timestamp("ns")),
+}
+
+
+@pytest.mark.parametrize("kind", OF_ONE_KIND)
+def test_a_time_is_one_domain_whatever_it_comes_in(kind):
+    """Nanoseconds once became integers, other domains than those of other chunks."""
+    icm = ICMTransformer(center="domain", lam=0.1)
+    icm.partial_fit(Z, domains=OF_ONE_KIND[kind]).partial_fit(Z, domains=TIMES)
+    assert icm.domains_.tolist() == TIMES[:2]
+
+
+def test_times_finer_than_those_of_python_stay_apart():
+    times = np.array([0, 1] * (N // 2), dtype="M8[ns]")
+    icm = ICMTransformer(center="domain", lam=0.1).fit(Z, domains=times)
+    assert list(icm.domains_) == list(np.unique(times))
+
+
+@pytest.mark.parametrize("others", [list("01"), [b"0", b"1"], [TIMES[0]] * 2])
+@pytest.mark.parametrize("pairs", ["class", "interventional"])
+def test_chunks_with_labels_of_another_type_are_refused(pairs, others):
+    """Once classes, or domains, of their own: 0 and "0" were two."""
+    kinds = {"class": ("y", {}), "interventional": ("domains", {"center": "domain"})}
+    name, params = kinds[pairs]
+    first, other = [0, 1] * (N // 2), others * (N // 2)
+    icm = ICMTransformer(pairs=pairs, lam=0.1, **params)
+    icm.partial_fit(Z, **{name: first})
+    with pytest.raises(TypeError, match=r"sorted: (classes|domains_)\[0\] is 0,"):
+        icm.partial_fit(Z, **{name: other})
+    assert icm.n_samples_seen_ == N
+    part = ICMTransformer(pairs=pairs, lam=0.1, **params)
+    part.partial_fit(Z, **{name: other})
+    with pytest.raises(TypeError, match="cannot be sorted"):
+        icm.merge(part)
+
+
+def test_domains_that_are_numbers_of_many_digits_are_kept():
+    domains = [2**53 + 1, float(2**53)] * (N // 2)
+    icm = ICMTransformer(center="domain", lam=0.1).fit(Z, domains=domains)
+    assert sorted(icm.domains_.tolist()) == [2**53, 2**53 + 1]
+
+
 # Labels of another type than the classifier's
 
 
@@ -257,10 +323,25 @@ def test_report_refuses_labels_of_another_type_than_the_classifiers(as_other):
         assert report(named, Z, labels, DOMAINS).scores["Pipeline"].keys() == {"0", "1"}
 
 
+@pytest.mark.parametrize(
+    "others",
+    [TIMES[:2], np.array(TIMES[:2], dtype="M8[D]"), [b"a", b"b"], list("ab")],
+)
+def test_report_refuses_labels_that_have_no_order_with_those_predicted(others):
+    for labels in (Y, np.where(Y, "b", "a")):
+        fitted = make_pipeline(LogisticRegression()).fit(Z, labels)
+        if isinstance(others[0], type(labels.tolist()[0])):
+            continue
+        with pytest.raises(ValueError, match=r"y\[0\] is .*, but Pipeline predicts"):
+            report(fitted, Z, np.asarray(others)[Y], DOMAINS)
+
+
 def test_report_takes_numbers_of_any_type():
     expected = report(FITTED, Z, Y, DOMAINS).scores
     for dtype in (np.uint8, np.int8, bool, np.float32, object):
         assert report(FITTED, Z, Y.astype(dtype), DOMAINS).scores == expected
+    found = report(FITTED, Z, Y.astype(np.uint64), DOMAINS, target_names=["no", "yes"])
+    assert found.scores == expected
 
 
 def test_report_tells_apart_signed_and_unsigned_numbers_of_many_digits():
@@ -268,6 +349,8 @@ def test_report_tells_apart_signed_and_unsigned_numbers_of_many_digits():
     first, other = 2**53, 2**53 + 1
     fitted = DummyClassifier(strategy="constant", constant=other)
     fitted.fit(Z, np.where(Y, other, first))
+    with_floats = report(fitted, Z, np.where(Y, other, first).astype(float), DOMAINS)
+    assert set(with_floats.mistakes["true"]) == {first}
     found = report(fitted, Z, np.where(Y, other, first).astype(np.uint64), DOMAINS)
     accuracies = [row["accuracy"] for row in found.scores["DummyClassifier"].values()]
     assert accuracies == [Y[DOMAINS == d].mean() for d in (0, 1)]

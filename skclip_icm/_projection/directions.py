@@ -5,6 +5,7 @@ from numbers import Integral
 
 import numpy as np
 
+from skclip_icm._labels import distinguishable
 from skclip_icm._projection.arrays import descending_eigh, to_numpy, wide
 from skclip_icm._projection.differences import count_rows, given_pairs, pieces
 from skclip_icm._projection.groups import DomainMeans, GroupMeans, Groups, no_pairs
@@ -193,7 +194,7 @@ def _by_domain(domains, dtype):
     means = list(domains.means.values())
     xp = wide(means[0])[0]
     return {
-        "domains_": np.array(list(domains.means)),
+        "domains_": distinguishable(domains.means, "domains_"),
         "domain_means_": xp.astype(xp.stack(means), dtype),
     }
 

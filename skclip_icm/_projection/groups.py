@@ -13,7 +13,7 @@ So a row counts with the weight of its group, whatever its partners are.
 
 import numpy as np
 
-from skclip_icm._labels import check_labels
+from skclip_icm._labels import check_labels, distinguishable, python_values
 from skclip_icm._projection.arrays import (
     sums_by_group,
     take_rows,
@@ -26,11 +26,12 @@ from skclip_icm._projection.arrays import (
 def group_keys(y, domains=None):
     """List the distinct labels of rows, and the number in that list of each row's."""
     classes, codes = np.unique(y, return_inverse=True)
+    classes = python_values(classes)
     if domains is None:
-        return [(label,) for label in classes.tolist()], codes
+        return [(label,) for label in classes], codes
     names, a = np.unique(domains, return_inverse=True)
+    names = python_values(names)
     both, codes = np.unique(codes * len(names) + a, return_inverse=True)
-    classes, names = classes.tolist(), names.tolist()
     return [(classes[b // len(names)], names[b % len(names)]) for b in both], codes
 
 
@@ -86,7 +87,8 @@ class Groups:
     """
 
     def __init__(self, keys, sizes, across):
-        classes = {key[0]: None for key in keys}
+        classes = dict.fromkeys(key[0] for key in keys)
+        distinguishable(classes, "classes")
         numbers = {label: number for number, label in enumerate(classes)}
         self.index = {key: code for code, key in enumerate(keys)}
         self.class_of = np.array([numbers[key[0]] for key in keys])

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from skclip_icm._labels import join
 from skclip_icm.reporting._html import Markup, Number, paragraph, shaded, table
 
 # A matrix of more classes is wider than a page; its largest entries are listed instead.
@@ -27,7 +28,7 @@ def confusion_by_domain(result, y, domains):
         For each domain, the number of rows of each class, by predicted class.
     """
     predicted = next(iter(result.predictions.values()))
-    classes, codes = np.unique(np.concatenate([y, predicted]), return_inverse=True)
+    classes, codes = np.unique(join(y, predicted), return_inverse=True)
     true, guessed, c = codes[: len(y)], codes[len(y) :], len(classes)
     counts = {}
     for domain in np.unique(domains):
