@@ -68,9 +68,10 @@ def _synonyms(class_names):
 
 
 def _is_several(entry):
-    if isinstance(entry, str | bytes) or not hasattr(entry, "__len__"):
+    try:
+        return not isinstance(entry, str | bytes) and len(entry) > 0
+    except TypeError:  # as arrays without dimensions say
         return False
-    return len(entry) > 0
 
 
 def _check_distinct(classes):

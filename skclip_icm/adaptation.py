@@ -4,10 +4,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from skclip_icm._containers import check_same_columns, column_names
+from skclip_icm._containers import (
+    check_embeddings,
+    check_same_columns,
+    column_names,
+)
 from skclip_icm._estimators import describe, find_step, is_featurizer
-from skclip_icm._projection.arrays import moved_mean, to_numpy
-from skclip_icm._projection.differences import check_finite
+from skclip_icm._projection.arrays import moved_mean
+from skclip_icm._projection.differences import as_floats, check_finite
 
 
 def adapt(estimator, X, *, X_train=None, prior_weight=10.0):
@@ -111,16 +115,16 @@ def _centred(estimator, X, X_train, options):
 
 def _shift(Z, Z_train, options):
     """Return a fitted step that takes off what lies between two means."""
+    check_embeddings(Z_train, "X_train")
     check_same_columns(Z, column_names(Z_train), "X", "X_train")
     # Missing values are passed over by the scaler, and would make the mean NaN.
     for name, rows in ("X", Z), ("X_train", Z_train):
-        check_finite(to_numpy(rows), name)
+        check_finite(as_floats(rows), name)
     shift = StandardScaler(with_std=False).fit(Z_train)
     if hasattr(Z, "columns"):
         shift.set_output(transform=type(Z).__module__.partition(".")[0])
-        Z = Z.to_numpy()
     mean = shift.mean_
-    shift.mean_ = moved_mean(mean, to_numpy(Z), **options) - mean
+    shift.mean_ = moved_mean(mean, as_floats(Z), **options) - mean
     return shift
 
 

@@ -280,7 +280,7 @@ class ICMTransformer(
                 "center=False, so there is no mean to adapt: fit with center=True or "
                 'center="domain".'
             )
-        dtype = arrays.floats(X)
+        dtype = embedding_dtypes(X)
         X = validate_data(self, X, dtype=dtype, reset=False, ensure_all_finite=False)
         check_finite(X, "X")
         arrays.check_same_library(X, self.components_, "adapt")
@@ -332,7 +332,7 @@ class ICMTransformer(
             The embeddings closest to the mean that `transform` maps to `X`.
         """
         check_is_fitted(self)
-        X = check_array(X, dtype=arrays.floats(X))
+        X = check_array(X, dtype=embedding_dtypes(X))
         if X.shape[1] != self.n_components_:
             raise ValueError(
                 f"X has {X.shape[1]} features, expected n_components_="

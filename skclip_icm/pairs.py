@@ -7,11 +7,9 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from sklearn.utils._set_output import _wrap_data_with_container
 
 from skclip_icm._containers import (
-    EMBEDDINGS,
+    check_embeddings,
     check_same_columns,
     column_names,
-    refuse_images,
-    refuse_tables,
 )
 from skclip_icm._images.reading import local_path
 from skclip_icm._locks import Lock
@@ -77,9 +75,8 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
     ndim = 2
 
     def __init__(self, embeddings, counterparts):
-        refuse_tables(embeddings, "embeddings", EMBEDDINGS)
-        refuse_images(embeddings, "embeddings")
-        Z = as_floats(np.asarray(embeddings))
+        check_embeddings(embeddings, "embeddings")
+        Z = as_floats(embeddings)
         if Z.ndim != 2:
             raise ValueError(
                 f"embeddings must have shape (n, d), got {Z.shape}: one row for each "
@@ -88,7 +85,7 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
         if not isinstance(counterparts, LazyCounterparts):
             columns = column_names(embeddings)
             check_same_columns(counterparts, columns, "counterparts", "embeddings")
-            counterparts = as_floats(np.asarray(counterparts))
+            counterparts = as_floats(counterparts)
             counterparts = check_counterparts(counterparts, Z, "counterparts")
         self._attach(Z, counterparts, slice(None))
 
@@ -379,9 +376,8 @@ def why_unpaired(X):
 
 
 def embedding_dtypes(X):
-    """Return the dtypes that embeddings may keep, or raise if `X` holds images."""
-    refuse_tables(X, "X", EMBEDDINGS)
-    refuse_images(X, "X")
+    """Return the dtypes that embeddings may keep, or raise if `X` holds none."""
+    check_embeddings(X, "X")
     return floats(X)
 
 

@@ -7,8 +7,10 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
@@ -146,6 +148,8 @@ REFUSED = {
     "table": (pa.table(TABLE), r"a table of the columns \['a', 'b'\].*to_pandas\(\)"),
     "lazy frame": (pl.LazyFrame(TABLE), r"a LazyFrame.*collect\(\)"),
     "dict": (TABLE, r"a dict of the keys \['a', 'b'\].*one of its values"),
+    "generator": ((row for row in ROWS), "of type generator.*Turn an iterator into a"),
+    "set": ({1, 2}, "of type set"),
 }
 TAKES = {
     "images": lambda v: CLIPFeaturizer("demo").transform(v),
@@ -166,10 +170,21 @@ TAKES = {
     "V": lambda v: ICMTransformer(pairs=(ROWS, v, 0.5)).fit(ROWS, X_do=ROWS),
     "counterparts": lambda v: PairedEmbeddings(ROWS, v),
     "paired": lambda v: PairedEmbeddings(v, ROWS),
+    "adapt": lambda v: adapt(FITTED, v, X_train=ROWS),
+    "X_train": lambda v: adapt(FITTED, ROWS, X_train=v),
+    "ICMTransformer.adapt": lambda v: (
+        ICMTransformer().fit(ROWS, X_do=ROWS + 1).adapt(v)
+    ),
+    "inverse_transform": lambda v: (
+        ICMTransformer().fit(ROWS, X_do=ROWS + 1).inverse_transform(v)
+    ),
+    "files": lambda v: fit_files(v, ICMTransformer(), X_do=ROWS + 1),
+    "X_do of files": lambda v: fit_files(ROWS, ICMTransformer(), X_do=v),
     "zero-shot": lambda v: ZeroShotClassifier(
         CLIPFeaturizer("demo"), class_names=["cat", "dog"]
     ).fit(v),
 }
+EMBEDDINGS = [*TAKES][[*TAKES].index("embeddings") : [*TAKES].index("zero-shot")]
 
 
 # Here a dict has a meaning.
@@ -184,6 +199,45 @@ NAMES_OF = {
     "domain_names": lambda v: report(FITTED, ROWS, *TABLE.values(), domain_names=v),
 }
 FITTED = LogisticRegression().fit(ROWS, TABLE["a"])
+
+
+LISTS = ROWS.tolist()
+MASKED = np.ma.array(ROWS, mask=np.arange(12).reshape(4, 3) == 7)
+NO_EMBEDDINGS = {
+    "Series of arrays": (pd.Series(list(ROWS)), r"stack\(list\(column\)\)"),
+    "frame of arrays": (pd.DataFrame({"e": list(ROWS)}), "an array in each row"),
+    "polars' lists": (pl.Series(LISTS), r"stack\(list\(column\)\)"),
+    "Arrow's lists": (pa.chunked_array([LISTS]), r"array\(column.to_pylist\(\)\)"),
+    "objects": (np.array([*ROWS, None], dtype=object)[:4], "an array in each row"),
+    "masked": (MASKED, "masked values, the first in row 2"),
+    "sparse": (csr_array(ROWS), r"dense data is required.*toarray\(\)"),
+    "complex": (ROWS + 1j, "Complex data not supported"),
+    "bfloat16": (torch.tensor(ROWS).bfloat16(), r"bfloat16.*\.float\(\)"),
+}
+
+
+@pytest.mark.parametrize("what", EMBEDDINGS)
+@pytest.mark.parametrize("kind", NO_EMBEDDINGS)
+def test_what_holds_embeddings_otherwise_is_refused_everywhere(what, kind):
+    values, message = NO_EMBEDDINGS[kind]
+    with pytest.raises((TypeError, ValueError), match=message):
+        TAKES[what](values)
+
+
+def test_what_is_said_of_columns_of_arrays_helps():
+    for column in (NO_EMBEDDINGS[kind][0] for kind in ("Series of arrays", "objects")):
+        assert_array_equal(np.stack(list(column)), ROWS)
+    assert_array_equal(np.stack(list(NO_EMBEDDINGS["polars' lists"][0])), ROWS)
+    assert_array_equal(np.array(NO_EMBEDDINGS["Arrow's lists"][0].to_pylist()), ROWS)
+
+
+def test_missing_values_of_pandas_are_told_by_their_rows_everywhere():
+    frame = pd.DataFrame(ROWS).astype("Float64")
+    frame.iloc[2, 1] = pd.NA
+    takes = "transform X_do U V adapt X_train ICMTransformer.adapt files".split()
+    for what in [*takes, "X_do of files"]:
+        with pytest.raises(ValueError, match="NaN or infinity in row 2|row 2: NaN"):
+            TAKES[what](frame)
 
 
 @pytest.mark.parametrize("what", NAMES_OF)
@@ -239,6 +293,10 @@ SECOND = {
     "U": lambda X, second: ICMTransformer(pairs=(second, OTHER * 2)).fit(X),
     "V": lambda X, second: ICMTransformer(pairs=(ROWS, second, 0.5)).fit(
         X, X_do=ROWS + 1
+    ),
+    "U and V": lambda X, second: ICMTransformer(pairs=(X, second)).fit(ROWS),
+    "X_do of files": lambda X, second: fit_files(
+        X, ICMTransformer(), X_do=[ROWS + 1, second]
     ),
     "counterparts": lambda X, second: ICMTransformer().fit(PairedEmbeddings(X, second)),
     "adapt": lambda X, second: adapt(

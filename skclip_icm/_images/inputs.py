@@ -118,7 +118,7 @@ def holds_images(X):
     if getattr(X, "ndim", 1) != 1:
         return X.ndim == 4
     if is_column(X):
-        return True
+        X = [X[0]] if len(X) else []
     if not (isinstance(X, Sequence | np.ndarray) or hasattr(X, "to_list")):
         return False
     first = next(iter(X), None)
@@ -188,7 +188,7 @@ def read_content(item, row=None):
 def _array_items(X):
     if X.dtype.kind in "OUT":
         if X.ndim == 1 or (X.ndim == 2 and X.shape[1] == 1):
-            return list(X.reshape(-1))
+            return list(np.ravel(X))
         raise ValueError(
             f"X has shape {X.shape}, expected (n,) or (n, 1) for an array of paths, "
             "bytes or images. Select the one column that holds the images."

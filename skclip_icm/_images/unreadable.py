@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -69,6 +70,11 @@ def drop_unreadable(X, *arrays, n_jobs=None):
     items = as_items(X)
     n = len(items)
     for i, array in enumerate(arrays):
+        if isinstance(array, Set | Mapping):
+            raise TypeError(
+                f"arrays[{i}] is of type {type(array).__name__}, expected a list or "
+                "array with an entry for each image of X."
+            )
         if array is not None and _num_samples(array) != n:
             raise ValueError(
                 f"arrays[{i}] has {_num_samples(array)} rows, expected {n}: one for "

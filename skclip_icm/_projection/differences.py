@@ -9,8 +9,9 @@ from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.utils import check_array
 
-from skclip_icm._containers import check_same_columns
+from skclip_icm._containers import check_same_columns, column_names
 from skclip_icm._projection.arrays import (
     chunk_rows,
     floats,
@@ -114,9 +115,16 @@ def check_counterparts(values, embeddings, name):
 def as_floats(values, like=None):
     """`values` as float32 or float64, in the array library and where `like` is."""
     if like is None or isinstance(like, np.ndarray):
-        values = np.asarray(values)
-        keep = values.dtype in (np.float32, np.float64)
-        return values if keep else values.astype(np.float32)
+        # Frames as they are: their missing values may be no numbers to numpy.
+        return check_array(
+            values if hasattr(values, "columns") else to_numpy(values),
+            dtype=[np.float32, np.float64],
+            ensure_all_finite=False,
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_min_samples=0,
+            ensure_min_features=0,
+        )
     xp, _, device = wide(like)
     values = xp.asarray(values, device=device)
     return values if values.dtype in floats(like) else xp.astype(values, xp.float32)
@@ -153,8 +161,11 @@ def _check_given(pairs, like, columns=None):
             f"weight in pairs=(U, V, weight) is {weight!r}, expected a number between "
             "0 and 1, both excluded. For these pairs alone, give pairs=(U, V)."
         )
+    first = "X"
     for name, side in zip("UV", pairs, strict=False):
-        check_same_columns(side, columns, name)
+        check_same_columns(side, columns, name, first)
+        if columns is None:
+            columns, first = column_names(side), name
     sides = [as_floats(side, like) for side in pairs[:2]]
     for name, side in zip("UV", sides, strict=True):
         if len(side.shape) != 2 or side.shape[1] != like.shape[1] or not side.shape[0]:

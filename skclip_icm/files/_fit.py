@@ -8,8 +8,10 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from skclip_icm._containers import check_same_columns, column_names
 from skclip_icm._images.reading import local_path
 from skclip_icm._labels import check_labels
+from skclip_icm._projection.differences import as_floats
 from skclip_icm._projection.groups import count_groups
 from skclip_icm._replacing import replacing
 from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
@@ -71,11 +73,15 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     >>> icm.n_samples_seen_, icm.n_components_
     (1000, 16)
     """
-    X = _check_flat(_as_rows(X))
+    X = _check_flat(_as_rows(X, "X"))
     several = isinstance(X_do, list)
     counterparts = [] if X_do is None else X_do if several else [X_do]
-    counterparts = [_as_rows(rows) for rows in counterparts]
     names = [f"X_do[{k}]" if several else "X_do" for k in range(len(counterparts))]
+    columns = column_names(X)
+    counterparts = [
+        _as_rows(rows, name, columns)
+        for rows, name in zip(counterparts, names, strict=True)
+    ]
     labels = _check_used(icm, len(X), y=y, domains=domains)
     unused = [] if y is None or "y" in labels else [("y", y)]
     for name, rows in [*zip(names, counterparts, strict=True), *unused]:
@@ -166,11 +172,18 @@ def _check_used(icm, n, **labels):
     return {k: check_labels(labels[k], k, n) for k in used if labels[k] is not None}
 
 
-def _as_rows(X):
-    return EmbeddingFiles(X) if isinstance(X, str | os.PathLike) else X
+def _as_rows(X, name, columns=None):
+    if isinstance(X, str | os.PathLike):
+        return EmbeddingFiles(X)
+    if isinstance(X, EmbeddingFiles):
+        return X
+    check_same_columns(X, columns, name)
+    return X if hasattr(X, "shape") else np.asarray(X)
 
 
 def _check_flat(X):
+    if not isinstance(X, EmbeddingFiles) and len(X.shape) != 2:
+        raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, d).")
     if isinstance(X, EmbeddingFiles) and len(X.shape) != 2:
         raise ValueError(
             f"X has shape {X.shape}, expected (n, d): {X.paths[0]} holds counterparts, "
@@ -187,7 +200,8 @@ def _chunks(X, n_rows):
 
 def _stack(counterparts):
     if len(counterparts) > 1:
-        rows = [rows[:, None] if rows.ndim == 2 else rows for rows in counterparts]
+        rows = map(np.asarray, counterparts)
+        rows = [rows[:, None] if rows.ndim == 2 else rows for rows in rows]
         return np.concatenate(rows, axis=1)
     return counterparts[0] if counterparts else None
 
@@ -195,7 +209,7 @@ def _stack(counterparts):
 def _raise_located(sources, chunks, start, error):
     """Raise an error that names file and row if a value of the chunk is not finite."""
     for (name, rows), chunk in zip(sources, chunks, strict=True):
-        finite = np.isfinite(np.asarray(chunk).reshape(len(chunk), -1)).all(axis=1)
+        finite = np.isfinite(as_floats(chunk).reshape(len(chunk), -1)).all(axis=1)
         if finite.all():
             continue
         row = start + int(finite.argmin())
