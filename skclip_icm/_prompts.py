@@ -34,7 +34,9 @@ def name_classes(class_names, y):
                 "or labels y."
             )
         labels = np.unique(y)
-        return labels, [[str(label)] for label in labels]
+        return labels, [
+            [name] for name in check_texts(list(map(str, labels)), "classes_")
+        ]
     if isinstance(class_names, Mapping):
         names = _synonyms(list(class_names.values()))
         labels = check_labels(list(class_names), "class_names", len(names))

@@ -173,6 +173,8 @@ def test_names_to_skip_are_skipped_at_any_level(root):
         load_domain_folder(root, skip=["photo/masks"])
     with pytest.raises(TypeError, match="skip holds 3 of type int"):
         load_domain_folder(root, skip=[3])
+    with pytest.raises(TypeError, match="skip is 3, expected a list of names"):
+        load_domain_folder(root, skip=3)
 
 
 def test_a_link_to_nothing_is_no_missing_folder(root):

@@ -229,6 +229,9 @@ def names_that_look_alike():
         (["Dog", "dog"], "'Dog', 'dog'"),
         ([composed, unicodedata.normalize("NFD", "CAFÉ")], r"'CAFE\u0301', 'caf\xe9'"),
         (["dog", " dog "], "' dog ', 'dog'"),
+        (["red car", "red\u3000 car"], r"'red car', 'red\u3000 car'"),
+        (["dog", "\uff44\uff4f\uff47"], r"'dog', '\uff44\uff4f\uff47'"),
+        (["dog", "do\u200bg\u200f"], r"'dog', 'do\u200bg\u200f'"),
     ]
 
 
@@ -271,6 +274,34 @@ def test_classes_that_the_model_cannot_tell_apart_are_told(names, photographs):
     assert caught[0].filename == __file__
     with warnings.catch_warnings(action="error"):
         classifier.set_params(class_names=["dog", names[0]]).fit(photographs)
+
+
+def test_labels_without_words_are_refused_as_names(photographs):
+    with pytest.raises(ValueError, match=r"classes_\[0\] is blank, expected words"):
+        ZeroShotClassifier(CLIPFeaturizer("demo")).fit(photographs, ["dog", " "] * 3)
+
+
+def test_names_without_end_leave_room_for_the_bars():
+    names = ["x" * 400 + end for end in "ab"]
+    display = DomainAccuracyDisplay.from_scores(
+        {n: dict.fromkeys(names, 1) for n in names}
+    )
+    for texts in display.ax_.get_legend().get_texts(), display.ax_.get_xticklabels():
+        found = [text.get_text().replace("\n", "") for text in texts][:2]
+        assert [len(text) for text in found] == [56, 56]
+        assert [text[-1] for text in found] == ["a", "b"]
+    plt.close("all")
+
+
+def test_scores_of_a_report_are_refused_with_how_to_take_them(rows):
+    Z, y, domains = rows
+    scores = report(model_of(Z, y), Z, y, domains).scores
+    with pytest.raises(ValueError, match=r"dict of the measures \['accuracy', "):
+        DomainAccuracyDisplay.from_scores(scores)
+    DomainAccuracyDisplay.from_scores(
+        {m: {d: s["accuracy"] for d, s in of.items()} for m, of in scores.items()}
+    )
+    plt.close("all")
 
 
 def test_two_labels_are_not_shown_by_one_name(rows):

@@ -4,9 +4,8 @@ import difflib
 import fnmatch
 import os
 import re
-import unicodedata
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from sklearn.utils import Bunch
 from skclip_icm._containers import entries
 from skclip_icm._estimators import validate_params
 from skclip_icm._images.reading import local_path
+from skclip_icm.datasets._alike import warnings_of_alike
 
 # Every format of `decoding.FORMATS`, also those that an older Pillow cannot
 # decode: such a file is then reported, where an unknown suffix would be passed over.
@@ -105,8 +105,8 @@ def load_domain_folder(
     -----
     UserWarning
         If there are files beside the images that are not listed, or names of domains
-        or classes differ by upper and lower case, the form of their Unicode, or blanks
-        around them only.
+        or classes differ by upper and lower case, the form of their Unicode, blanks, or
+        characters that are not seen only.
 
     Examples
     --------
@@ -151,8 +151,8 @@ def load_domain_folder(
     if not_listed:
         warnings.warn(_tell_not_listed(root, not_listed), UserWarning, stacklevel=3)
     for names, kind in (domain_names, "domains"), (target_names, "classes"):
-        for alike in _alike(names):
-            warnings.warn(_tell_alike(root, alike, kind), UserWarning, stacklevel=3)
+        for message in warnings_of_alike(root, names, kind):
+            warnings.warn(message, UserWarning, stacklevel=3)
     domain, target = np.indices(counts.shape).reshape(2, -1)
     rows = {
         "images": np.array(images, dtype=object),
@@ -179,6 +179,8 @@ def _check_skip(skip):
             f"skip is the string {skip!r}, expected a list of names. Write "
             f"skip=[{skip!r}]."
         )
+    if skip is not None and not np.iterable(skip):
+        raise TypeError(f"skip is {skip!r}, expected a list of names.")
     for name in () if skip is None else skip:
         if not isinstance(name, str | os.PathLike):
             raise TypeError(
@@ -218,25 +220,6 @@ def _tell_not_listed(root, counts):
 
 def _tell_counts(counts):
     return ", ".join(f"{n} {suffix}" for suffix, n in counts.items())
-
-
-def _alike(names):
-    """Return groups of names that look the same."""
-    groups = defaultdict(list)
-    for name in names:
-        folded = unicodedata.normalize("NFC", name).casefold()
-        groups[unicodedata.normalize("NFC", folded).strip()].append(name)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _tell_alike(root, names, kind):
-    # In ASCII, which shows how those differ that are printed alike.
-    return (
-        f"{root}: the folders {', '.join(map(ascii, names))} are different {kind}, "
-        "though their names differ by upper and lower case, the form of their Unicode, "
-        "or blanks around them only. If they mean the same, give their folders one "
-        "name."
-    )
 
 
 def _find_domains(root, scan):

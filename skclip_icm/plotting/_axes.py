@@ -29,6 +29,17 @@ def add_legend(ax, handles, names, **options):
     return legend
 
 
+def short_names(values, length=24):
+    """Return names to show: a long one would leave no room for the panels."""
+    names, end = [str(value) for value in values], 3 * length // 8
+    short = [
+        name if len(name) <= length else f"{name[: length - end - 1]}…{name[-end:]}"
+        for name in names
+    ]
+    # Unless another one is then shown alike.
+    return [s if short.count(s) == 1 else n for n, s in zip(names, short, strict=True)]
+
+
 def check_names(labels, names, parameter):
     """Return what is shown of labels: themselves, or the names that they count.
 

@@ -14,6 +14,7 @@ from skclip_icm.plotting._axes import (
     check_names,
     make_axes,
     name_metric,
+    short_names,
     verbatim,
 )
 
@@ -216,7 +217,8 @@ class DomainAccuracyDisplay:
 
     def _label(self, domains, n_groups, n_methods):
         ax = self.ax_
-        names = [verbatim(textwrap.fill(name, 14)) for name in domains]
+        names = [textwrap.fill(name, 14) for name in short_names(domains, 56)]
+        names = list(map(verbatim, names))
         if n_groups > len(domains):
             names.append(_MEAN)
             ax.axvline(n_groups - 1.5, color="black", linestyle=":")
@@ -225,7 +227,7 @@ class DomainAccuracyDisplay:
         ax.margins(y=0.15)
         ax.set_ylabel(verbatim(self.score_name))
         ax.axhline(0, color="black", linewidth=0.8)
-        methods = list(self.bars_)
+        methods = short_names(self.bars_, 56)
         add_legend(
             ax,
             list(self.bars_.values()),
@@ -271,6 +273,13 @@ def _columns(scores):
 
 
 def _repeats(values, method, domain):
+    if isinstance(values, dict):
+        raise ValueError(
+            f"the score of {method!r} in domain {domain!r} is a dict of the measures "
+            f"{list(values)}, expected numbers of one of them: take, of the scores of "
+            "a report, {m: {d: s['accuracy'] for d, s in by_domain.items()} for m, "
+            "by_domain in scores.items()}."
+        )
     repeats = np.asarray(values, dtype=float).reshape(-1)
     if not repeats.size or not np.isfinite(repeats).all():
         raise ValueError(

@@ -7,7 +7,13 @@ from sklearn.utils.validation import _num_samples
 
 from skclip_icm._estimators import find_fitted_icm
 from skclip_icm._labels import check_labels
-from skclip_icm.plotting._axes import COLORS, add_legend, check_names, make_axes
+from skclip_icm.plotting._axes import (
+    COLORS,
+    add_legend,
+    check_names,
+    make_axes,
+    short_names,
+)
 
 # A colour and a marker of its own for each group; more groups than this in one panel
 # cannot be told apart.
@@ -213,7 +219,7 @@ def _groups(labels):
     groups = [
         (entry, labels == value, {"color": color, "marker": marker})
         for entry, value, color, marker in zip(
-            _entries(shown), shown, _COLORS, _MARKERS, strict=False
+            short_names(shown), shown, _COLORS, _MARKERS, strict=False
         )
     ]
     rest = ~np.isin(labels, shown)
@@ -222,14 +228,6 @@ def _groups(labels):
         style = {"color": "#DDDDDD", "marker": ".", "zorder": 0}
         groups.append((name, rest, style))
     return groups
-
-
-def _entries(values):
-    """Return names to show: a long one would leave no room for the panels."""
-    names = [str(value) for value in values]
-    short = [n if len(n) <= 24 else f"{n[:14]}…{n[-9:]}" for n in names]
-    # Unless another one is then shown alike.
-    return [s if short.count(s) == 1 else n for n, s in zip(names, short, strict=True)]
 
 
 def _scatter(panel, points, groups):
