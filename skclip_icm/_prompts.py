@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _num_samples
 
 from skclip_icm._containers import check_texts, entries
 from skclip_icm._encoding.places import cache_place
@@ -22,10 +21,10 @@ _SAME = 1e-5
 _OTHER_SLOT = re.compile(r"\{[^{}]+\}")  # such as those of str.format and of f-strings
 
 
-def name_classes(class_names, y):
-    """Return the labels of the classes, and the names of each."""
+def name_classes(class_names, y, n):
+    """Return the labels of the classes in `n` rows, and the names of each."""
     if y is not None:
-        y = check_labels(y, "y", _num_samples(y))
+        y = check_labels(y, "y", n)
         check_classification_targets(y)
     if class_names is None:
         if y is None:

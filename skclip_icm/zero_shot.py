@@ -5,8 +5,7 @@ import copy
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, _fit_context, clone
-from sklearn.utils import check_consistent_length
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from skclip_icm._containers import check_same_columns, column_names, refuse_tables
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
@@ -175,9 +174,8 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         UserWarning
             If the model sees no difference between the prompts of two classes.
         """
-        if y is not None:
-            check_consistent_length(X, y)
-        self.classes_, names = name_classes(self.class_names, y)
+        n = None if y is None else _num_samples(X)
+        self.classes_, names = name_classes(self.class_names, y, n)
         prompts = prompts_of(self.classes_, names, self.templates)
         self.featurizer_ = clone(self.featurizer)
         self.text_embeddings_ = class_embeddings(self.featurizer_, prompts)

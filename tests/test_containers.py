@@ -22,6 +22,7 @@ from skclip_icm import (
     adapt,
     drop_unreadable,
     fit_files,
+    interventional_scorer,
     report,
 )
 from skclip_icm.datasets import load_domain_folder
@@ -162,6 +163,12 @@ TAKES = {
     ),
     "domains of files": lambda v: fit_files(
         ROWS, ICMTransformer(center="domain"), X_do=ROWS, domains=v
+    ),
+    "y of zero-shot": lambda v: ZeroShotClassifier(
+        CLIPFeaturizer("demo"), class_names=["cat", "dog"]
+    ).fit([np.zeros((8, 8, 3), np.uint8)] * 4, v),
+    "y of a scorer": lambda v: interventional_scorer()(
+        FITTED, PairedEmbeddings(ROWS, ROWS), v
     ),
     "embeddings": lambda v: ICMTransformer().fit(v),
     "transform": lambda v: ICMTransformer().fit(ROWS, X_do=ROWS + 1).transform(v),

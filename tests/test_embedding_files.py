@@ -367,9 +367,13 @@ def test_counterparts_under_several_interventions_in_one_file(data, tmp_path):
         assert files.shape == both.shape
         icm = fit_files(tmp_path / "Z.npy", ICMTransformer(), X_do=files)
         assert_same_fit(icm, expected)
-    together = fit_files(Z, ICMTransformer(), X_do=[Z_do, tmp_path / "both.npy"])
     three = np.concatenate([Z_do[:, None], both], axis=1)
-    assert_same_fit(together, ICMTransformer().fit(PairedEmbeddings(Z, three)))
+    expected = ICMTransformer().fit(PairedEmbeddings(Z, three))
+    for X in (Z, Z.tolist(), [tmp_path / "Z.npy"], (str(tmp_path / "Z.npy"),)):
+        for X_do in ([Z_do, tmp_path / "both.npy"], (Z_do, both)):
+            assert_same_fit(fit_files(X, ICMTransformer(), X_do=X_do), expected)
+    with pytest.raises(ValueError, match=r"X_do has shape \(64,\), expected \(n, d\)"):
+        fit_files(Z, ICMTransformer(), X_do=Z_do[0])
     for use in (
         lambda: fit_files(files, ICMTransformer(), X_do=files),
         lambda: transform_files(files, icm, tmp_path / "out"),

@@ -26,7 +26,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
 
     Parameters
     ----------
-    X : EmbeddingFiles, path or array of shape (n, d)
+    X : EmbeddingFiles, path, list of paths or array of shape (n, d)
         Embeddings. A path is what `EmbeddingFiles` takes. Arrays may be memory maps.
     icm : ICMTransformer
         Its parameters are used; it is left as it is.
@@ -74,7 +74,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     (1000, 16)
     """
     X = _check_flat(_as_rows(X, "X"))
-    several = isinstance(X_do, list)
+    several = isinstance(X_do, list | tuple)
     counterparts = [] if X_do is None else X_do if several else [X_do]
     names = [f"X_do[{k}]" if several else "X_do" for k in range(len(counterparts))]
     columns = column_names(X)
@@ -173,17 +173,19 @@ def _check_used(icm, n, **labels):
 
 
 def _as_rows(X, name, columns=None):
-    if isinstance(X, str | os.PathLike):
+    is_list = isinstance(X, list | tuple) and len(X) > 0
+    if isinstance(X[0] if is_list else X, str | os.PathLike):
         return EmbeddingFiles(X)
     if isinstance(X, EmbeddingFiles):
         return X
     check_same_columns(X, columns, name)
-    return X if hasattr(X, "shape") else np.asarray(X)
+    X = X if hasattr(X, "shape") else np.asarray(X)
+    if len(X.shape) not in (2, 3):
+        raise ValueError(f"{name} has shape {tuple(X.shape)}, expected (n, d).")
+    return X
 
 
 def _check_flat(X):
-    if not isinstance(X, EmbeddingFiles) and len(X.shape) != 2:
-        raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, d).")
     if isinstance(X, EmbeddingFiles) and len(X.shape) != 2:
         raise ValueError(
             f"X has shape {X.shape}, expected (n, d): {X.paths[0]} holds counterparts, "
