@@ -65,6 +65,13 @@ def comparable(predicted, labels, method):
     would compare them without an error, and find all different.
     """
     predicted = np.asarray(predicted)
+    if predicted.ndim != 1:
+        raise ValueError(
+            f"{method} predicts an array of shape {predicted.shape}, expected "
+            f"({len(labels)},): one class for each row."
+        )
+    if predicted.dtype == object and labels.dtype.kind in "mM":
+        predicted = predicted.astype(f"{labels.dtype.kind}8[us]")  # of Python's times
     both = join(labels, predicted)
     try:
         _check_alike(both, "y")
@@ -75,9 +82,8 @@ def comparable(predicted, labels, method):
             f"{guess!r} of type {type(guess).__name__}: give y as the labels that it "
             "was fitted on."
         ) from error
-    # Numbers that have no type in common numpy would compare as floats.
-    apart = both.dtype == object and predicted.dtype.kind in "iuf"
-    return both[len(labels) :] if apart else predicted
+    # What has no type in common numpy would compare as floats, and times as integers.
+    return both[len(labels) :] if both.dtype == object else predicted
 
 
 def join(*labels):
@@ -87,6 +93,9 @@ def join(*labels):
     for strings that end in a null character, integers beyond 64 bits, and numbers that
     would become one float, such as 2**53 and 2**53 + 1, signed and unsigned.
     """
+    kinds = {getattr(getattr(some, "dtype", None), "kind", "O") for some in labels}
+    if len(kinds) == 1 and "O" not in kinds:
+        return np.concatenate(labels)
     # Python's own numbers compare exactly, unlike signed and unsigned ones of numpy.
     values = [label for some in labels for label in python_values(some)]
     try:

@@ -153,8 +153,8 @@ def invariant_search(
     Returns
     -------
     search : sklearn.model_selection.GridSearchCV
-        The search, not yet fitted. Its `fit` refuses class labels that are missing, and
-        names the row.
+        The search, not yet fitted. Its `fit` refuses class labels and groups that are
+        missing, and names the row.
 
     Raises
     ------

@@ -17,6 +17,8 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import DataConversionWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
 from skclip_icm import (
@@ -92,6 +94,12 @@ PATHS = {
     "invariant_search": (
         "y",
         lambda v: invariant_search(PIPE, {"icmtransformer__lam": [1]}, cv=2).fit(Z, v),
+    ),
+    "invariant_search, groups": (
+        "groups",
+        lambda v: invariant_search(
+            PIPE, {"icmtransformer__lam": [1]}, cv=GroupKFold(2)
+        ).fit(Z, Y, groups=v),
     ),
     "interventional_scorer": ("y", lambda v: interventional_scorer()(FITTED, Z, v)),
     "report, y": ("y", lambda v: report(FITTED, Z, v, DOMAINS)),
@@ -280,19 +288,20 @@ def test_times_finer_than_those_of_python_stay_apart():
 
 
 @pytest.mark.parametrize("others", [list("01"), [b"0", b"1"], [TIMES[0]] * 2])
-@pytest.mark.parametrize("pairs", ["class", "interventional"])
+@pytest.mark.parametrize("pairs", ["class", "domain", "interventional"])
 def test_chunks_with_labels_of_another_type_are_refused(pairs, others):
     """Once classes, or domains, of their own: 0 and "0" were two."""
-    kinds = {"class": ("y", {}), "interventional": ("domains", {"center": "domain"})}
-    name, params = kinds[pairs]
-    first, other = [0, 1] * (N // 2), others * (N // 2)
+    name = "y" if pairs == "class" else "domains"
+    params = {"center": "domain"} if pairs == "interventional" else {}
+    first = {"y": Y} if pairs == "domain" else {}
+    first, other = ({**first, name: v * (N // 2)} for v in ([0, 1], others))
     icm = ICMTransformer(pairs=pairs, lam=0.1, **params)
-    icm.partial_fit(Z, **{name: first})
-    with pytest.raises(TypeError, match=r"sorted: (classes|domains_)\[0\] is 0,"):
-        icm.partial_fit(Z, **{name: other})
+    icm.partial_fit(Z, **first)
+    with pytest.raises(TypeError, match=r"sorted: (classes|domains_?)\[0\] is 0,"):
+        icm.partial_fit(Z, **other)
     assert icm.n_samples_seen_ == N
     part = ICMTransformer(pairs=pairs, lam=0.1, **params)
-    part.partial_fit(Z, **{name: other})
+    part.partial_fit(Z, **other)
     with pytest.raises(TypeError, match="cannot be sorted"):
         icm.merge(part)
 
@@ -334,6 +343,34 @@ def test_report_refuses_labels_that_have_no_order_with_those_predicted(others):
             continue
         with pytest.raises(ValueError, match=r"y\[0\] is .*, but Pipeline predicts"):
             report(fitted, Z, np.asarray(others)[Y], DOMAINS)
+
+
+def test_report_knows_a_time_whatever_it_comes_in():
+    order = np.argsort(Y, kind="stable")
+    rows, domains = Z[order], DOMAINS[order]
+    y = np.array([*TIMES[:2]], dtype="M8[ns]")[Y[order]]
+    fitted = KNeighborsClassifier(1).fit(rows, y)
+    of_objects = DummyClassifier(strategy="prior").fit(rows, y)
+    of_objects.classes_ = np.array(TIMES[:2], dtype=object)
+    python = y.astype("M8[us]").tolist()
+    for labels in (
+        y,
+        y.astype("M8[D]"),
+        python,
+        pd.Series(y),
+        pl.Series(y),
+        pa.array(y),
+    ):
+        found = report(fitted, rows, labels, domains).scores["KNeighborsClassifier"]
+        assert [score["accuracy"] for score in found.values()] == [1, 1]
+    found = report(of_objects, rows, y, domains).scores["DummyClassifier"]
+    assert all(score["balanced accuracy"] == 0.5 for score in found.values())
+
+
+def test_report_refuses_what_predicts_several_classes_at_once():
+    fitted = KNeighborsClassifier().fit(Z, np.c_[Y, Y])
+    with pytest.raises(ValueError, match=rf"of shape \({N}, 2\), expected \({N},\)"):
+        report(fitted, Z, Y, DOMAINS)
 
 
 def test_report_takes_numbers_of_any_type():

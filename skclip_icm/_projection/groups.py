@@ -87,8 +87,10 @@ class Groups:
     """
 
     def __init__(self, keys, sizes, across):
-        classes = dict.fromkeys(key[0] for key in keys)
-        distinguishable(classes, "classes")
+        parts = [dict.fromkeys(labels) for labels in zip(*keys, strict=True)]
+        for labels, name in zip(parts, ("classes", "domains"), strict=False):
+            distinguishable(labels, name)
+        classes = parts[0]
         numbers = {label: number for number, label in enumerate(classes)}
         self.index = {key: code for code, key in enumerate(keys)}
         self.class_of = np.array([numbers[key[0]] for key in keys])
