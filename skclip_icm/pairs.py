@@ -1,7 +1,5 @@
 """Embeddings that carry the embeddings of their intervened counterparts."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from sklearn.utils._set_output import _wrap_data_with_container
@@ -11,7 +9,7 @@ from skclip_icm._containers import (
     check_same_columns,
     column_names,
 )
-from skclip_icm._images.reading import local_path
+from skclip_icm._images.reading import as_path
 from skclip_icm._locks import Lock
 from skclip_icm._projection.arrays import floats
 from skclip_icm._projection.differences import as_floats, check_counterparts
@@ -158,7 +156,7 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
             Where to, such as "train.npz"; an existing file is replaced. It is NumPy's
             archive of two arrays, without any pickle.
         """
-        path = Path(local_path(path))
+        path = as_path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(
                 f"path={str(path)!r}: there is no folder {str(path.parent)!r}. Make it "
@@ -199,16 +197,18 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
         ...     PairedEmbeddings.load(f"{folder}/Z.npz")
         <PairedEmbeddings: 2 x 2 float64, 1 counterpart each>
         """
-        try:
-            with np.load(local_path(path), allow_pickle=False) as file:
-                return cls(file["embeddings"], file["counterparts"])
-        except FileNotFoundError:
-            raise
-        # A file from elsewhere: zipfile, NumPy and indexing each have errors of theirs.
-        except Exception as error:
-            raise ValueError(
-                f"{path}: not a file that PairedEmbeddings.save has written ({error})."
-            ) from error
+        with open(as_path(path), "rb") as opened:
+            try:
+                with np.load(opened, allow_pickle=False) as file:
+                    return cls(file["embeddings"], file["counterparts"])
+            except MemoryError:
+                raise
+            # A file from elsewhere: zipfile, NumPy and indexing have errors of theirs.
+            except Exception as error:
+                raise ValueError(
+                    f"{path}: not a file that PairedEmbeddings.save has written "
+                    f"({error})."
+                ) from error
 
     def __len__(self):
         return self.shape[0]
@@ -237,15 +237,15 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
             rows, *others = rows
             if any(o is not ... and o != slice(None) for o in others):
                 raise TypeError(f"Only rows can be selected. {_USE_ASARRAY}")
-        if np.ndim(rows) == 0 and not isinstance(rows, slice) and rows is not ...:
-            if rows is None:
-                raise TypeError(f"Only rows can be selected. {_USE_ASARRAY}")
-            return self._embeddings[rows]
-        if not isinstance(rows, slice) and rows is not ...:
+        if not isinstance(rows, slice | int | None) and rows is not ...:
             rows = np.asarray(rows)
             rows = rows if rows.size else rows.astype(np.intp)  # [] is of floats
-        selected = object.__new__(type(self))
         at = np.arange(self._source.shape[0])[self._rows][rows]
+        if at.ndim > 1:  # of None, True, or an array of several dimensions
+            raise TypeError(f"Only rows can be selected. {_USE_ASARRAY}")
+        if at.ndim == 0:
+            return self._embeddings[rows]
+        selected = object.__new__(type(self))
         return selected._attach(self._embeddings[rows], self._source, at)
 
     def __copy__(self):

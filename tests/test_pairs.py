@@ -1,7 +1,10 @@
 """Counterparts stay with their embeddings through everything scikit-learn does."""
 
 import copy
+import errno
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -15,6 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from skclip_icm import CLIPFeaturizer, ICMTransformer, PairedEmbeddings
+from skclip_icm._replacing import replacing
 from skclip_icm.datasets import make_causal_embeddings
 from skclip_icm.pairs import LazyCounterparts, attach_to_frame, find_paired
 
@@ -96,6 +100,8 @@ def test_it_is_an_array_to_who_asks_for_one(paired):
         lambda Z: Z[:, [0, 1, 2]],
         lambda Z: Z[0, 0],
         lambda Z: Z[None],
+        lambda Z: Z[True],
+        lambda Z: Z[np.array([[0, 1], [2, 3]])],
     ],
 )
 def test_whatever_changes_values_is_an_error_that_names_asarray(paired, operation):
@@ -217,6 +223,49 @@ def test_save_and_load(paired, tmp_path):
         PairedEmbeddings.load(tmp_path / "nowhere.npz")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         paired.save(tmp_path / "nowhere" / "Z.npz")
+
+
+def test_saving_to_links_and_to_names_that_are_long_or_taken(paired, tmp_path):
+    real, link = tmp_path / ("Z" * 250), tmp_path / "link.npz"
+    link.symlink_to(real)
+    paired.save(real)
+    real.chmod(0o600)
+    paired[:3].save(link)
+    assert link.is_symlink()
+    assert len(PairedEmbeddings.load(real)) == 3
+    assert real.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in (tmp_path, "folder"), (tmp_path / "pipe", "device or pipe"):
+        with pytest.raises(FileExistsError, match=f"is a {what}, expected the path"):
+            paired.save(path)
+    with pytest.raises(IsADirectoryError):
+        PairedEmbeddings.load(tmp_path)
+    for use in paired.save, PairedEmbeddings.load:
+        with pytest.raises(TypeError, match="path is of type int, expected a path"):
+            use(3)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_saving_to_one_file_at_the_same_time(tmp_path):
+    def save(number):
+        Z = np.full((100, 100), float(number))
+        for _ in range(10):
+            PairedEmbeddings(Z, Z).save(tmp_path / "Z.npz")
+            found = PairedEmbeddings.load(tmp_path / "Z.npz")
+            assert len({*np.unique(found), *np.unique(found.counterparts)}) == 1
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(save, range(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["Z.npz"]
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(paired, tmp_path):
+    path = tmp_path / "Z.npz"
+    with pytest.raises(OSError, match="No space") as raised, replacing(path) as to:
+        to.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.__notes__ == [f"While {path} was written."]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_file_stays_where_counterparts_cannot_be_computed(

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import stat
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -76,6 +77,16 @@ def local_path(path):
     parts = urlsplit(text)
     here = parts.netloc.lower() in ("", "localhost")
     return url2pathname(parts.path) if here else path
+
+
+def as_path(path, name="path"):
+    """Return a `Path` of what `local_path` understands, or raise TypeError."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"{name} is of type {type(path).__name__}, expected a path: a str or a "
+            "pathlib.Path."
+        )
+    return Path(local_path(path))
 
 
 def read_file(path, row):
