@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
 
 from skclip_icm import ICMTransformer, PairedEmbeddings
 from skclip_icm.datasets import make_causal_embeddings
@@ -203,6 +204,99 @@ def test_a_missing_part(folders):
 
 
 @pytest.mark.parametrize(
+    ("numbers", "error", "message"),
+    [
+        (["32_emb_0", "32_emb_1", "32_emb_3"], FileNotFoundError, "number 2 is mis"),
+        (["0", "20240102123000"], FileNotFoundError, r"1 is missing \(202401021229"),
+        (["0", "1", "01"], ValueError, "'B-01.npy' has the number of another part"),
+        (["20240101123000", "20240102123000", "9" * 200], None, ""),
+    ],
+)
+def test_numbers_of_parts(tmp_path, numbers, error, message):
+    for number in numbers:
+        np.save(tmp_path / f"B-{number}.npy", np.ones((2, 3)))
+    if error is None:
+        assert len(EmbeddingFiles(tmp_path)) == 2 * len(numbers)
+        return
+    with pytest.raises(error, match=message):
+        EmbeddingFiles(tmp_path)
+
+
+def save_npy(path, Z):
+    np.save(path, Z)
+
+
+def save_columns(path, Z):
+    np.save(path, np.asfortranarray(Z))
+
+
+def save_parquet(path, Z):
+    pa = pytest.importorskip("pyarrow")
+    write_parquet(pa, path, as_column(pa, Z, "fixed"))
+
+
+@pytest.mark.parametrize("save", [save_npy, save_columns, save_parquet])
+def test_files_that_change_after_they_were_opened(data, tmp_path, save):
+    name = "Z.parquet" if save is save_parquet else "Z.npy"
+    Z, path = np.asarray(data.embeddings), tmp_path / name
+    column = "embedding" if save is save_parquet else None
+    save(path, Z)
+    files = EmbeddingFiles(path, column)
+    icm = ICMTransformer().fit(data.embeddings)
+    for other in (Z[:700], np.tile(Z, (1, 2)), Z.astype(np.float64)):
+        save(path, other)
+        with pytest.raises(
+            ValueError, match=rf"{name} has changed since it was opened"
+        ):
+            fit_files(files, ICMTransformer(), X_do=Z)
+    save(path, Z[:700])
+    with pytest.raises(ValueError, match=r"700 rows were given, expected 1200"):
+        transform_files(files, icm, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    path = tmp_path / "Z.npy"
+    for order in "CF":
+        np.save(path, np.ones((20_000, 4), np.float32, order))
+        chunks = EmbeddingFiles(path).chunks(100)
+        next(chunks)
+        os.truncate(path, 90_000)
+        with pytest.raises(ValueError, match="has changed since it was opened"):
+            list(chunks)
+
+
+def test_relative_paths_are_those_of_then(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("Z.npy", np.ones((2, 3)))
+    files = EmbeddingFiles("Z.npy")
+    monkeypatch.chdir("/")
+    assert np.asarray(files).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "X", [None, [], [1.0, 2.0], np.ones((0, 4)), ["Z.npy"], iter([])]
+)
+def test_something_else_than_rows(data, X):
+    with pytest.raises(ValueError, match=r"X has shape \(.*expected \(n, d\)"):
+        fit_files(X, ICMTransformer())
+    Z = np.asarray(data.embeddings)
+    if X is not None:
+        with pytest.raises(ValueError, match=r"X_do\[1\] has shape \("):
+            fit_files(Z, ICMTransformer(), X_do=[Z, X])
+    with pytest.raises(TypeError, match="icm is of type Pipeline, expected an ICMTr"):
+        fit_files(Z, Pipeline([("icm", ICMTransformer())]), X_do=Z)
+
+
+def test_paths_of_another_type():
+    for source in ([3], [b"Z.npy"], [None]):
+        with pytest.raises(
+            TypeError, match=r"source\[0\] is of type .*expected a path"
+        ):
+            EmbeddingFiles(source)
+
+
+@pytest.mark.parametrize(
     "names",
     [
         ["img_emb_0", "img_emb_1", "text_emb_0", "text_emb_1"],
@@ -308,13 +402,13 @@ def test_files_that_are_cut_short(folders):
         EmbeddingFiles(folders / "img_emb")
 
 
-@pytest.mark.parametrize("n_rows", [0, -1, 2.5, "all"])
+@pytest.mark.parametrize("n_rows", [0, -1, 2.5, "all", True])
 def test_chunks_of_no_rows(folders, n_rows):
     with pytest.raises(ValueError, match=rf"n_rows is {n_rows!r}, expected a whole"):
         EmbeddingFiles(folders / "img_emb").chunks(n_rows)
 
 
-@pytest.mark.parametrize("row", [-1, 1200, 1.5])
+@pytest.mark.parametrize("row", [-1, 1200, 1.5, True])
 def test_locates_only_rows_that_are_there(folders, row):
     with pytest.raises(IndexError, match=rf"row {row} is not there: .* 0 to 1199"):
         EmbeddingFiles(folders / "img_emb").locate(row)
@@ -521,6 +615,24 @@ def test_a_parquet_file_needs_a_column_and_to_be_one(tmp_path, pa):
     path.write_bytes(b"no such thing" * 9)
     with pytest.raises(ValueError, match=r"part.parquet: this is not a Parquet file"):
         EmbeddingFiles(path, column="embedding")
+
+
+def test_damage_to_a_parquet_file_is_told_with_its_name(data, tmp_path, pa):
+    """And no damage gives other rows, where the file has checksums."""
+    Z, path = np.asarray(data.embeddings)[:50], tmp_path / "part.parquet"
+    table = pa.table({"Z": as_column(pa, Z, "fixed")})
+    pa.parquet.write_table(table, path, write_page_checksum=True)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for at in rng.integers(len(whole), size=100):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 + rng.integers(255)
+        path.write_bytes(damaged)
+        try:
+            found = np.asarray(EmbeddingFiles(path, column="Z"))
+        except ValueError as error:
+            assert "part.parquet" in str(error)
+        else:
+            np.testing.assert_array_equal(found, Z)
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):

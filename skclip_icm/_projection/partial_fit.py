@@ -13,6 +13,15 @@ from skclip_icm._projection.merging import merged
 from skclip_icm._projection.sums import OpenGroups, Sums
 
 
+def check_transformer(icm):
+    """Raise TypeError unless `icm` is a transformer that learns chunk by chunk."""
+    if not isinstance(icm, PartialFitMixin):
+        raise TypeError(
+            f"icm is of type {type(icm).__name__}, expected an ICMTransformer; of a "
+            "pipeline, that step alone."
+        )
+
+
 class PartialFitMixin:
     """The part of `ICMTransformer` that keeps the sums over the rows so far."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skclip_icm._images.reading import local_path
+from skclip_icm._images.reading import as_path
 from skclip_icm.files._parts import NpyPart, ParquetPart
 
 # Memory for the rows of one chunk. BLAS runs at full speed on a small part of this.
@@ -75,7 +75,8 @@ class EmbeddingFiles:
 
     def __init__(self, source, column=None):
         self.column = column
-        self.paths = _find(source, column)
+        # Absolute: the working directory may change before they are read.
+        self.paths = [path.absolute() for path in _find(source, column)]
         self._parts = [_open_part(path, column) for path in self.paths]
         filled = [part for part in self._parts if part.n_rows]
         if not filled:
@@ -128,12 +129,12 @@ class EmbeddingFiles:
         if n_rows is None:
             row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
             n_rows = max(1, CHUNK_BYTES // row_bytes)
-        if not isinstance(n_rows, Integral) or n_rows < 1:
+        if isinstance(n_rows, bool) or not isinstance(n_rows, Integral) or n_rows < 1:
             raise ValueError(
                 f"n_rows is {n_rows!r}, expected a whole number of rows from 1 on, or "
                 "None for as many as fit into 32 MiB."
             )
-        return self._chunks(min(n_rows, len(self)))
+        return self._chunks(min(int(n_rows), len(self)))
 
     def _chunks(self, n_rows):
         chunk, filled = None, 0
@@ -173,17 +174,19 @@ class EmbeddingFiles:
         IndexError
             If there is no such row.
         """
-        if not isinstance(row, Integral) or not 0 <= row < len(self):
+        is_number = isinstance(row, Integral) and not isinstance(row, bool)
+        if not is_number or not 0 <= row < len(self):
             raise IndexError(
                 f"row {row!r} is not there: rows have the numbers 0 to {len(self) - 1}."
             )
         part = bisect_right(self._ends, row)
-        return self.paths[part], row - (self._ends[part] - self._parts[part].n_rows)
+        before = self._ends[part] - self._parts[part].n_rows
+        return self.paths[part], int(row) - before
 
 
 def _find(source, column):
     if isinstance(source, list | tuple):
-        paths = [Path(local_path(path)) for path in source]
+        paths = [as_path(path, f"source[{i}]") for i, path in enumerate(source)]
         if not paths:
             raise ValueError("source is an empty list, expected paths of files.")
         return paths
@@ -192,7 +195,7 @@ def _find(source, column):
             f"source is of type {type(source).__name__}, expected a path or a list of "
             "paths."
         )
-    path = Path(local_path(source))
+    path = as_path(source)
     if path.is_file():
         return [path]
     suffix = ".npy" if column is None else ".parquet"
@@ -217,24 +220,40 @@ def _by_numbers(path):
 
 
 def _check_numbers(paths):
-    """Find files that are not parts of one series, and a part that is missing."""
+    """Find files that are not parts of one series, are there twice, or are missing."""
     series = {re.sub(r"\d+", "*", path.name) for path in paths}
     if len(series) > 1:
         raise ValueError(
             f"{paths[0].parent} holds several series of files: {sorted(series)}. Give "
             "one of them as a pattern, or the files of all as a list."
         )
-    parts = [re.fullmatch(r"(\D*)(\d+)", path.stem) for path in paths]
-    if None in parts:
+    numbers = [
+        (path.parent, *map(int, re.findall(r"\d+", path.name))) for path in paths
+    ]
+    for path, number, before in zip(paths[1:], numbers[1:], numbers, strict=False):
+        if number == before:
+            raise ValueError(
+                f"{path.parent}: {path.name!r} has the number of another part. Remove "
+                "the one that is a copy, or give a list of files."
+            )
+    _check_gaps(paths)
+
+
+def _check_gaps(paths):
+    """Find a part that is missing, where the number of the part ends the names."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", path.stem, re.DOTALL) for path in paths]
+    if None in parts or len({part[1] for part in parts}) > 1:
         return
-    prefix, numbers = parts[0][1], [int(part[2]) for part in parts]
+    prefix, numbers = parts[0][1], sorted({int(part[2]) for part in parts})
     # Some writers count from 1; of these no one can tell whether part 0 is missing.
-    missing = sorted(set(range(min(1, numbers[0]), numbers[-1])) - set(numbers))
-    if missing and numbers[0] <= 1:
+    first = min(1, numbers[0])
+    gap = next((i for i, n in enumerate(numbers, first) if i != n), None)
+    if gap is not None and numbers[0] <= 1:
         raise FileNotFoundError(
             f"{paths[0].parent}: of the parts '{prefix}{numbers[0]}' to "
-            f"'{prefix}{numbers[-1]}', number {missing[0]} is missing "
-            f"({len(missing)} in all). Restore them, or give a list of files."
+            f"'{prefix}{numbers[-1]}', number {gap} is missing "
+            f"({numbers[-1] + 1 - first - len(numbers)} in all). Restore them, or give "
+            "a list of files."
         )
 
 
@@ -249,8 +268,10 @@ def _open_part(path, column):
             f"{path} is a folder, expected a file: a pattern or list names files."
         )
     if not path.is_file():
+        there = os.path.lexists(path)
+        what = "a link to nothing, or no regular file" if there else "no such file"
         raise FileNotFoundError(
-            f"{path}: no such file. The working directory is {os.getcwd()!r}."
+            f"{path}: {what}. The working directory is {os.getcwd()!r}."
         )
     if column is not None:
         return ParquetPart(path, column)

@@ -2,19 +2,24 @@
 
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from skclip_icm._containers import check_same_columns, column_names
-from skclip_icm._images.reading import local_path
+from skclip_icm._images.reading import as_path
 from skclip_icm._labels import check_labels
 from skclip_icm._projection.differences import as_floats
 from skclip_icm._projection.groups import count_groups
-from skclip_icm._replacing import replacing
+from skclip_icm._projection.partial_fit import check_transformer
 from skclip_icm.files._embedding_files import CHUNK_BYTES, EmbeddingFiles
+from skclip_icm.files._parts import write_npy
+
+_LIST = (
+    " A list holds counterparts under several interventions; of files in parts, give "
+    "EmbeddingFiles(paths)."
+)
 
 
 def fit_files(X, icm, *, y=None, X_do=None, domains=None):
@@ -73,6 +78,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
     >>> icm.n_samples_seen_, icm.n_components_
     (1000, 16)
     """
+    check_transformer(icm)
     X = _check_flat(_as_rows(X, "X"))
     several = isinstance(X_do, list | tuple)
     counterparts = [] if X_do is None else X_do if several else [X_do]
@@ -88,7 +94,7 @@ def fit_files(X, icm, *, y=None, X_do=None, domains=None):
         if len(rows) != len(X):
             raise ValueError(
                 f"{name} has {len(rows)} rows, expected {len(X)}: one for each row of "
-                "X, in the same order."
+                f"X, in the same order.{_LIST if name[-1] == ']' else ''}"
             )
     icm, start, by_domain = clone(icm), 0, icm.center == "domain"
     groups = count_groups(icm.pairs, len(X), **labels, by_domain=by_domain)
@@ -152,15 +158,11 @@ def transform_files(X, icm, folder):
     """
     check_is_fitted(icm)
     X = _check_flat(X if isinstance(X, EmbeddingFiles) else EmbeddingFiles(X))
-    folder = Path(local_path(folder))
+    folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     targets = [folder / f"{path.stem}.npy" for path in X.paths]
     for i, target in enumerate(targets):
-        if target.exists() or target in targets[:i]:
-            raise FileExistsError(
-                f"{target} exists already, or two files of X have this name. Give "
-                "another folder."
-            )
+        _check_new(target, targets[:i])
     for part, target in zip(X._parts, targets, strict=True):
         _write(target, part, X.column, icm)
     return EmbeddingFiles(targets)
@@ -180,9 +182,20 @@ def _as_rows(X, name, columns=None):
         return X
     check_same_columns(X, columns, name)
     X = X if hasattr(X, "shape") else np.asarray(X)
-    if len(X.shape) not in (2, 3):
-        raise ValueError(f"{name} has shape {tuple(X.shape)}, expected (n, d).")
+    if len(X.shape) not in (2, 3) or 0 in X.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(X.shape)}, expected (n, d) with at least one "
+            "row, or (n, k, d) for counterparts: an array, or files of them."
+        )
     return X
+
+
+def _check_new(target, others=()):
+    if target.exists() or target in others:
+        raise FileExistsError(
+            f"{target} exists already, or two files of X have this name. Give another "
+            "folder."
+        )
 
 
 def _check_flat(X):
@@ -226,17 +239,14 @@ def _raise_located(sources, chunks, start, error):
 
 def _write(target, part, column, icm):
     """Transform one file, chunk by chunk; nothing is left behind if that fails."""
-    dtype = np.dtype(np.float64 if part.dtype.itemsize == 8 else np.float32)
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (part.n_rows, icm.n_components_),
-    }
-    with replacing(target) as unfinished, open(unfinished, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
+
+    def chunks():
         if part.n_rows:
-            for Z in _transformed(EmbeddingFiles([part.path], column), icm):
-                np.ascontiguousarray(Z, dtype).tofile(file)
+            yield from _transformed(EmbeddingFiles([part.path], column), icm)
+        _check_new(target)  # another call may have written it meanwhile
+
+    dtype = np.float64 if part.dtype.itemsize == 8 else np.float32
+    write_npy(target, (part.n_rows, icm.n_components_), dtype, chunks())
 
 
 def _transformed(X, icm):

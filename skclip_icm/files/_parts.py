@@ -7,8 +7,11 @@ count as resident memory, so a process would seem to grow to the size of the fil
 import json
 import math
 import os
+from contextlib import contextmanager
 
 import numpy as np
+
+from skclip_icm._replacing import replacing
 
 # Rows read at a time, to be copied into chunks of any size.
 _PIECE_ROWS = 4096
@@ -42,16 +45,30 @@ class NpyPart:
     def __init__(self, path):
         self.path = path
         with open(path, "rb") as file:
-            shape, self._column_major, self.dtype = _read_header(file, path)
-            self._offset = file.tell()
-            found = file.seek(0, 2) - self._offset
-        self.n_rows, self.row_shape = _check_shape(shape, path)
-        if self.dtype.kind != "f" or self.dtype.itemsize > 8:
+            self._layout = self._read_layout(file)
+        self.n_rows, self.row_shape, self.dtype, *_ = self._layout
+
+    def pieces(self):
+        """Yield arrays of a few thousand rows, in order, in the dtype of the file."""
+        with open(self.path, "rb") as file:
+            if self._read_layout(file) != self._layout:
+                raise _changed(self.path)
+            for start in range(0, self.n_rows, _PIECE_ROWS):
+                rows = min(_PIECE_ROWS, self.n_rows - start)
+                yield self._read_rows(file, start, rows)
+
+    def _read_layout(self, file):
+        path = self.path
+        shape, column_major, dtype = _read_header(file, path)
+        offset = file.tell()
+        found = file.seek(0, 2) - offset
+        n_rows, row_shape = _check_shape(shape, path)
+        if dtype.kind != "f" or dtype.itemsize > 8:
             raise ValueError(
-                f"{path}: the array is of dtype {self.dtype}, expected float16, "
-                "float32 or float64."
+                f"{path}: the array is of dtype {dtype}, expected float16, float32 or "
+                "float64."
             )
-        expected = self.n_rows * math.prod(self.row_shape) * self.dtype.itemsize
+        expected = n_rows * math.prod(row_shape) * dtype.itemsize
         if found < expected:
             raise ValueError(
                 f"{path}: the file is cut short, {found} bytes of values instead of "
@@ -62,27 +79,26 @@ class NpyPart:
                 f"{path}: {found - expected} bytes follow the array of shape {shape}, "
                 "such as a second array. Save each array to a file of its own."
             )
+        return n_rows, row_shape, dtype, column_major, offset
 
-    def pieces(self):
-        """Yield arrays of a few thousand rows, in order, in the dtype of the file."""
-        if not self.n_rows:
-            return
-        if self._column_major:
-            yield from self._column_major_pieces()
-            return
-        with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            for start in range(0, self.n_rows, _PIECE_ROWS):
-                rows = min(_PIECE_ROWS, self.n_rows - start)
-                n_values = rows * math.prod(self.row_shape)
-                values = np.fromfile(file, self.dtype, n_values)
-                yield values.reshape(rows, *self.row_shape)
+    def _read_rows(self, file, start, rows):
+        *_, column_major, _ = self._layout
+        d = math.prod(self.row_shape)
+        if not column_major:
+            values = self._read_values(file, start * d, rows * d)
+            return values.reshape(rows, *self.row_shape)
+        columns = [
+            self._read_values(file, column * self.n_rows + start, rows)
+            for column in range(d)
+        ]
+        return np.concatenate(columns).reshape(*self.row_shape[::-1], rows).T
 
-    def _column_major_pieces(self):
-        shape = (self.n_rows, *self.row_shape)
-        mapped = np.memmap(self.path, self.dtype, "r", self._offset, shape, order="F")
-        for start in range(0, self.n_rows, _PIECE_ROWS):
-            yield np.asarray(mapped[start : start + _PIECE_ROWS])
+    def _read_values(self, file, start, n_values):
+        file.seek(self._layout[-1] + start * self.dtype.itemsize)
+        values = np.fromfile(file, self.dtype, n_values)
+        if len(values) < n_values:
+            raise _changed(self.path)
+        return values
 
 
 class ParquetPart:
@@ -118,20 +134,25 @@ class ParquetPart:
 
     def __init__(self, path, column):
         self.path, self._column = path, column
-        with self._open() as file:
-            self.n_rows = file.metadata.num_rows
-            field = self._field(file.schema_arrow)
-        self.dtype = self._value_dtype(field)
-        self.row_shape = ()
-        if self.n_rows:
-            width = next(self._lists(rows=1)).shape[1]
-            self.row_shape = self._row_shape(field, width)
+        self._layout = self.n_rows, self.row_shape, self.dtype = self._read_layout()
 
     def pieces(self):
         """Yield arrays of a few thousand rows, in order."""
+        if self._read_layout() != self._layout:
+            raise _changed(self.path)
         if self.n_rows:
             for values in self._lists(_PIECE_ROWS, math.prod(self.row_shape)):
                 yield values.reshape(len(values), *self.row_shape)
+
+    def _read_layout(self):
+        with self._open() as file:
+            n_rows = file.metadata.num_rows
+            field = self._field(file.schema_arrow)
+        dtype, row_shape = self._value_dtype(field), ()
+        if n_rows:
+            width = next(self._lists(rows=1)).shape[1]
+            row_shape = self._row_shape(field, width)
+        return n_rows, row_shape, dtype
 
     def _open(self):
         try:
@@ -141,20 +162,24 @@ class ParquetPart:
             raise ImportError(
                 f"Reading {self.path} needs pyarrow: pip install skclip-icm[parquet]."
             ) from error
-        try:
-            # By its bytes, as a name need not be Unicode.
-            file = pa.OSFile(os.fsencode(self.path))
-            # Without these two, whole row groups come into memory, gigabytes perhaps.
-            return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{self.path}: this is not a Parquet file ({error})."
-            ) from error
-        except ValueError as error:  # of a type that a loaded library, such as Ray, has
-            raise ValueError(
-                f"{self.path}: the type of a column cannot be read ({error}). Write "
-                "lists of floats."
-            ) from error
+        # By its bytes, as a name need not be Unicode.
+        file = pa.OSFile(os.fsencode(self.path))
+        with _damage_named(self.path):
+            try:
+                return pq.ParquetFile(
+                    file,
+                    # Without these two, whole row groups come into memory.
+                    pre_buffer=False,
+                    buffer_size=1 << 20,
+                    page_checksum_verification=True,  # where the writer made them
+                )
+            except pa.ArrowException:
+                raise
+            except ValueError as error:  # of a type that a library such as Ray brings
+                raise ValueError(
+                    f"{self.path}: the type of a column cannot be read ({error}). "
+                    "Write lists of floats."
+                ) from error
 
     def _field(self, schema):
         count = schema.names.count(self._column)
@@ -193,11 +218,62 @@ class ParquetPart:
     def _lists(self, rows, width=None):
         start = 0
         with self._open() as file:
-            for batch in file.iter_batches(rows, columns=[self._column]):
-                values = _to_matrix(batch.column(self._column), width, self, start)
+            batches = file.iter_batches(rows, columns=[self._column])
+            while True:
+                with _damage_named(self.path):
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    values = _to_matrix(batch.column(self._column), width, self, start)
                 if len(values):
                     yield values
                 start += len(values)
+
+
+def write_npy(path, shape, dtype, chunks):
+    """Write a ``.npy`` file of `shape` chunk by chunk; it appears when it is whole."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        n_rows = 0
+        for chunk in chunks:
+            # Not `tofile`, whose errors do not say that the disk is full.
+            file.write(np.ascontiguousarray(chunk, dtype).data)
+            n_rows += len(chunk)
+        if n_rows != shape[0]:
+            raise ValueError(
+                f"{path}: {n_rows} rows were given, expected {shape[0]}. What they are "
+                "read from has changed since it was opened."
+            )
+
+
+def _changed(path):
+    return ValueError(
+        f"{path} has changed since it was opened. Make the EmbeddingFiles anew, when "
+        "nothing writes to the files."
+    )
+
+
+@contextmanager
+def _damage_named(path):
+    """Let errors of Arrow, which name no file, name the one that is damaged."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the system, not of the file
+            raise
+        raise ValueError(
+            f"{path}: this is not a Parquet file that can be read, or it is damaged "
+            f"({error}). Write it again, or copy it again."
+        ) from error
 
 
 def _read_header(file, path):
