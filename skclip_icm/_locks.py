@@ -5,11 +5,13 @@ that moment would stay locked in the child for ever, so it is made anew there. E
 lock of the package is a `Lock` for this reason.
 """
 
+import errno
 import os
+import sys
 import threading
 import weakref
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 class Lock:
@@ -92,6 +94,40 @@ class Flag:
     def _change(self, to):
         if self._wanted(self._outside) != self._outside:
             self._write(to)
+
+
+@contextmanager
+def locked_file(path, message):
+    """Hold a file locked; BlockingIOError with `message` while anybody else does.
+
+    The system frees it when the process ends, however it ends. The file stays: removing
+    it would let in one who has opened it before and one who makes it anew. Nothing is
+    locked where nothing can be written, or where the file system knows no locks.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "ab"))
+        except OSError:
+            yield
+            return
+        try:
+            _lock_file(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                raise BlockingIOError(errno.EAGAIN, message) from error
+        yield
+
+
+def _lock_file(descriptor):
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _renew_all():

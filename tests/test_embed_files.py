@@ -18,6 +18,7 @@ from skclip_icm import (
     embed_files,
     fit_files,
 )
+from skclip_icm._locks import locked_file
 
 FEATURIZER = CLIPFeaturizer("demo", interventions=["grayscale", "invert"])
 
@@ -55,7 +56,7 @@ def test_parts_are_named_as_clip_retrieval_names_them(paths, folder):
     found = {str(p.relative_to(folder)) for p in folder.rglob("*.*")}
     folders = "img_emb", "img_emb_do_0", "img_emb_do_1"
     expected = {f"{name}/img_emb_{i}.npy" for name in folders for i in range(2)}
-    assert found == {*expected, "embed_files.json"}
+    assert found == {*expected, "embed_files.json", ".embed_files.lock"}
 
 
 def test_parquet_has_the_paths(paths, folder):
@@ -162,12 +163,58 @@ def test_the_same_content_elsewhere_is_the_same(bitmaps, folder, monkeypatch):
         assert len(files.embeddings) == 4
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"about"'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"about"', '{"about": 1, "parts": 2, "checksum": 3}']
+)
 def test_a_damaged_record_is_told(bitmaps, folder, content):
     folder.mkdir()
     (folder / "embed_files.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match="json is damaged, .*Give another folder"):
         embed_files(bitmaps, FEATURIZER, folder)
+
+
+def test_a_record_with_another_number_is_told(bitmaps, folder):
+    embed_files(bitmaps, FEATURIZER, folder)
+    record = folder / "embed_files.json"
+    text = record.read_text(encoding="utf-8")
+    record.write_text(text.replace('"failed": []', '"failed": [1]'), encoding="utf-8")
+    with pytest.raises(ValueError, match="checksum does not match"):
+        embed_files(bitmaps, FEATURIZER, folder)
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet"])
+def test_parts_that_are_not_whole_are_written_again(bitmaps, folder, file_format):
+    options = {"file_format": file_format, "rows_per_file": 2}
+    files = embed_files(bitmaps, FEATURIZER, folder, **options)
+    expected, paths = np.asarray(files.embeddings), files.embeddings.paths
+    os.truncate(paths[0], paths[0].stat().st_size - 20)
+    leftover = paths[0].with_name(".0123.unfinished")  # of a process that was killed
+    leftover.touch()
+    if file_format == "npy":
+        np.save(paths[1], expected[:1])
+    files = embed_files(bitmaps, FEATURIZER, folder, **options)
+    assert_allclose(np.asarray(files.embeddings), expected, atol=1e-6)
+    assert not leftover.exists()
+
+
+def test_rows_left_out_are_an_error_where_none_may_be(bitmaps, folder):
+    lenient, strict = (CLIPFeaturizer("demo", on_error=e) for e in ("nan", "raise"))
+    with open(bitmaps[1], "wb"):
+        pass
+    with pytest.warns(UserWarning, match="1 of 4"):
+        embed_files(bitmaps, lenient, folder, rows_per_file=2)
+    with pytest.raises(ImageError, match="row 1: "):
+        embed_files(bitmaps, strict, folder, rows_per_file=2)
+
+
+def test_one_at_a_time(bitmaps, folder):
+    folder.mkdir()
+    with (
+        locked_file(folder / ".embed_files.lock", "busy"),
+        pytest.raises(BlockingIOError, match="Another embed_files is writing to"),
+    ):
+        embed_files(bitmaps, FEATURIZER, folder)
+    assert len(embed_files(bitmaps, FEATURIZER, folder).embeddings) == 4
 
 
 def test_folders_of_home_and_file_addresses(bitmaps, tmp_path, monkeypatch):

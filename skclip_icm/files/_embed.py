@@ -5,8 +5,8 @@ import json
 import logging
 import os
 import warnings
+from contextlib import suppress
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
 from sklearn.utils import Bunch
@@ -16,15 +16,19 @@ from skclip_icm._encoding.stores import file_stamp
 from skclip_icm._encoding.views import AS_IS
 from skclip_icm._estimators import HasMethods, Interval, StrOptions, validate_params
 from skclip_icm._images.inputs import ImageError, as_items, read_content
-from skclip_icm._images.reading import local_path
-from skclip_icm._replacing import replacing
+from skclip_icm._images.reading import as_path
+from skclip_icm._locks import locked_file
+from skclip_icm._replacing import remove_unfinished, replacing
 from skclip_icm.files._embedding_files import EmbeddingFiles
+from skclip_icm.files._parts import NpyPart, ParquetPart, write_npy
 from skclip_icm.interventions import resolve_interventions
 
 logger = logging.getLogger("skclip_icm")
 
 _RECORD = "embed_files.json"
+_LOCK = ".embed_files.lock"
 _FOLDERS = "img_emb", "metadata"
+_COLUMN = "embedding"
 _MAX_TOLD = 10
 
 
@@ -43,9 +47,10 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
 
     A part is written when it is finished. Called again after an interruption, the
     same call goes on behind the last finished part; where nothing is left to do, it
-    returns what is there. A part that was removed is written again. Images are known by
-    their content: where the files are as they were, by path, size and times, they are
-    not read again.
+    returns what is there. A part that was removed or cut short is written again. Images
+    are known by their content: where the files are as they were, by path, size and
+    times, they are not read again. Interventions that are functions are known by their
+    names.
 
     Parameters
     ----------
@@ -81,6 +86,8 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
         since, by another model, in other parts, or if no image can be read.
     FileExistsError
         If the folder holds such files that this function has not written.
+    BlockingIOError
+        If another process or thread is embedding into the folder.
     ImportError
         If pyarrow is missing, for "parquet".
 
@@ -109,25 +116,15 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
     ...     )
     <EmbeddingFiles: 5 x 1280 float32 in 3 files>
     """
-    items, folder = as_items(X), Path(local_path(folder))
+    items, folder = as_items(X), as_path(folder)
     views = [AS_IS, *featurizer._views(featurizer.interventions)]
-    write = {"npy": _write_npy, "parquet": _write_parquet}[file_format]
-    record = _Record(folder, _about(featurizer, views, file_format, rows_per_file))
-    reduced = featurizer.jpeg_decoding == "reduced"
-    target = featurizer._encoder().image_size if reduced else None
-    starts = range(0, len(items), rows_per_file)
-    for part, start in enumerate(starts):
-        rows = np.arange(start, min(start + rows_per_file, len(items)))
-        files = _files_of_part(folder, file_format, part, len(views))
-        if record.has(part, files, items, rows, target):
-            continue
-        stamps = _stamps(items, rows)  # before the files are read
-        embeddings, failed, contents = featurizer._embed(items, views, rows)
-        kept = ~np.isin(rows, failed)
-        write(files, rows[kept], embeddings[kept], items)
-        record.add(part, stamps, _combined(contents), failed)
-        logger.info("%s: part %d of %d is written.", folder, part + 1, len(starts))
-    record.check_end(len(starts))
+    about = _about(featurizer, views, file_format, rows_per_file)
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"Another embed_files is writing to {folder}: wait for it, or give another."
+    with locked_file(folder / _LOCK, busy):
+        record = _Record(folder, about)
+        remove_unfinished(folder)
+        n_parts = _embed_parts(items, featurizer, views, folder, record)
     failed = record.failed
     if len(failed) == len(items):
         raise ValueError(
@@ -144,14 +141,44 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
             UserWarning,
             stacklevel=3,  # the one that checks parameters lies between
         )
-    return _open(folder, file_format, len(starts), len(views) - 1, failed)
+    return _open(folder, file_format, n_parts, len(views) - 1, failed)
+
+
+def _embed_parts(items, featurizer, views, folder, record):
+    """Write the parts that are not finished; return the number of all."""
+    file_format = record.about["file_format"]
+    rows_per_file = record.about["rows_per_file"]
+    write = {"npy": _write_npy, "parquet": _write_parquet}[file_format]
+    reduced = featurizer.jpeg_decoding == "reduced"
+    target = featurizer._encoder().image_size if reduced else None
+    strict = featurizer.on_error == "raise"
+    starts = range(0, len(items), rows_per_file)
+    for part, start in enumerate(starts):
+        rows = np.arange(start, min(start + rows_per_file, len(items)))
+        files = _files_of_part(folder, file_format, part, len(views))
+        if record.has(part, files, items, rows, target, strict):
+            continue
+        stamps = _stamps(items, rows)  # before the files are read
+        embeddings, failed, contents = featurizer._embed(items, views, rows)
+        kept = ~np.isin(rows, failed)
+        write(files, rows[kept], embeddings[kept], items)
+        noted = {
+            "rows": int(kept.sum()),
+            "failed": [int(row) for row in failed],
+            "images": _combined(contents),
+            "stamps": stamps,
+        }
+        record.add(part, noted)
+        logger.info("%s: part %d of %d is written.", folder, part + 1, len(starts))
+    record.check_end(len(starts))
+    return len(starts)
 
 
 class _Record:
     """What is finished, in a small file that is replaced after each part."""
 
     def __init__(self, folder, about):
-        self._path, self._about, self._parts = folder / _RECORD, about, []
+        self._path, self.about, self._parts = folder / _RECORD, about, []
         if not self._path.exists():
             foreign = [name for name in _FOLDERS if (folder / name).exists()]
             if foreign:
@@ -163,12 +190,15 @@ class _Record:
             return
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
-            there, self._parts = found["about"], found["parts"]
+            content = {"about": found["about"], "parts": found["parts"]}
+            if found["checksum"] != _checksum(content):
+                raise ValueError("its checksum does not match")
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{self._path} is damaged, or not by embed_files ({error}). Give "
                 "another folder, or remove that one."
             ) from error
+        there, self._parts = content["about"], content["parts"]
         differing = [key for key in about if there.get(key) != about[key]]
         if differing:
             raise ValueError(
@@ -182,11 +212,19 @@ class _Record:
         """Rows that are left out."""
         return [row for part in self._parts for row in part["failed"]]
 
-    def has(self, part, files, items, rows, target):
-        """Say whether a part is finished; ValueError if it is of other images."""
-        if part >= len(self._parts) or not all(file.exists() for file in files):
+    def has(self, part, files, items, rows, target, strict):
+        """Say whether a part is finished; ValueError if it is of other images.
+
+        With `strict`, one that leaves out rows is not: embedding them raises.
+        """
+        if part >= len(self._parts):
             return False
-        noted, stamps = self._parts[part], _stamps(items, rows)
+        noted = self._parts[part]
+        if strict and noted["failed"]:
+            return False
+        if not all(_is_whole(file, noted["rows"]) for file in files):
+            return False
+        stamps = _stamps(items, rows)
         if stamps is not None and stamps == noted["stamps"]:
             return True
         if _combined(_read_contents(items, rows, target)) != noted["images"]:
@@ -196,20 +234,20 @@ class _Record:
                 "folder, or the images that it was begun with, in the same order; to "
                 f"embed these rows again, remove {files[0]}."
             )
-        self.add(part, stamps, noted["images"], noted["failed"])
+        with suppress(OSError):  # it only saves time, and the disk may be read-only
+            self.add(part, {**noted, "stamps": stamps})
         return True
 
-    def add(self, part, stamps, images, failed):
+    def add(self, part, noted):
         """Note that a part is finished."""
-        failed = [int(row) for row in failed]
-        noted = {"stamps": stamps, "images": images, "failed": failed}
         self._parts[part : part + 1] = [noted]
         self._save()
 
     def _save(self):
-        content = {"about": self._about, "parts": self._parts}
+        content = {"about": self.about, "parts": self._parts}
+        text = json.dumps({**content, "checksum": _checksum(content)})
         with replacing(self._path) as path:
-            path.write_text(json.dumps(content), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
 
     def check_end(self, n_parts):
         """Raise if there are more parts than these images make."""
@@ -235,6 +273,27 @@ def _about(featurizer, views, file_format, rows_per_file):
         "file_format": file_format,
         "rows_per_file": int(rows_per_file),
     }
+
+
+def _checksum(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _is_whole(file, n_rows):
+    """Say whether a file of a part is there, with all its rows."""
+    if not file.exists():
+        return False
+    try:
+        part = NpyPart(file) if file.suffix == ".npy" else ParquetPart(file, _COLUMN)
+    except ValueError as error:
+        logger.warning("%s It is written again.", error)
+        return False
+    if part.n_rows != n_rows:
+        logger.warning(
+            "%s holds %d rows, expected %d. It is written again.",
+            *(file, part.n_rows, n_rows),
+        )
+    return part.n_rows == n_rows
 
 
 def _stamps(items, rows):
@@ -271,9 +330,9 @@ def _files_of_part(folder, file_format, part, n_views):
 
 
 def _write_npy(files, rows, embeddings, items):
-    for view, place in enumerate(files):
-        with replacing(place) as path, open(path, "wb") as file:
-            np.save(file, np.ascontiguousarray(embeddings[:, view]))
+    n, _, d = embeddings.shape
+    for view, file in enumerate(files):
+        write_npy(file, (n, d), embeddings.dtype, [embeddings[:, view]])
 
 
 def _write_parquet(files, rows, embeddings, items):
@@ -297,7 +356,7 @@ def _write_parquet(files, rows, embeddings, items):
         columns[_parquet_column(view)] = lists
     with replacing(files[0]) as path:
         with open(path, "wb") as file:  # whose name need not be Unicode
-            pq.write_table(pa.table(columns), file)
+            pq.write_table(pa.table(columns), file, write_page_checksum=True)
 
 
 def _open(folder, file_format, n_parts, n_counterparts, failed):
@@ -316,4 +375,4 @@ def _npy_folder(view):
 
 
 def _parquet_column(view):
-    return "embedding" if view == 0 else f"embedding_do_{view - 1}"
+    return _COLUMN if view == 0 else f"{_COLUMN}_do_{view - 1}"
