@@ -15,13 +15,13 @@ _OPTIONS = (
     "PRAGMA wal_autocheckpoint = 256",  # Pages, so 4 MiB.
     f"PRAGMA journal_size_limit = {256 * _PAGE_BYTES}",
 )
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY,"
+_TABLES = (
+    "CREATE TABLE rows (id INTEGER PRIMARY KEY,"
     " key BLOB NOT NULL UNIQUE, row BLOB NOT NULL, crc INTEGER NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY,"
+    "CREATE TABLE digests (id INTEGER PRIMARY KEY,"
     " stamp BLOB NOT NULL UNIQUE, digest BLOB NOT NULL)",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
 )
+_TABLES_IN_MASTER = [(table.encode(),) for table in _TABLES]
 _CONNECT = {"timeout": 10, "isolation_level": None, "check_same_thread": False}
 
 
@@ -45,15 +45,19 @@ def _prepare(db, options=_OPTIONS):
     query = "SELECT application_id, (SELECT count(*) FROM sqlite_master)"
     try:
         found, n_tables = db.execute(f"{query} FROM pragma_application_id").fetchone()
+        made = "SELECT sql FROM sqlite_master WHERE sql NOTNULL ORDER BY rowid"
         if found != _APPLICATION_ID and n_tables:
             raise sqlite3.DatabaseError("another program's database")
+        if found == _APPLICATION_ID and list(db.execute(made)) != _TABLES_IN_MASTER:
+            raise sqlite3.DatabaseError("its tables are not those that were made")
         for option in options:
             db.execute(option)
         if found != _APPLICATION_ID:
             with db:
                 db.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
-                    db.execute(statement)
+                for table in _TABLES:  # another process may just have made them
+                    db.execute(table.replace("TABLE", "TABLE IF NOT EXISTS", 1))
+                db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     except sqlite3.Error:
         db.close()
         raise

@@ -262,7 +262,12 @@ def shared_cache(path, max_bytes=None):
 
 
 def check_rows(keys, rows):
-    """Return rows as little-endian float32, or say that their number is wrong."""
+    """Return rows as little-endian float32, or say what is wrong with them."""
+    strange = [key for key in keys if not isinstance(key, bytes)]
+    if strange:
+        raise TypeError(
+            f"keys must be bytes, the digests of images; got {strange[0]!r}."
+        )
     rows = np.ascontiguousarray(rows, dtype="<f4")
     if rows.ndim != 2 or len(rows) != len(keys):
         expected = f"({len(keys)}, d), one row for each key"

@@ -134,6 +134,11 @@ def test_number_of_rows_must_match_number_of_keys(store):
         store.put_many([key(0)], np.ones(3))
 
 
+def test_keys_are_bytes(store):
+    with pytest.raises(TypeError, match="keys must be bytes.* got 'abc'"):
+        store.put_many(["abc"], np.zeros((1, D)))
+
+
 def test_open_cache_says_what_it_accepts(tmp_path, monkeypatch):
     assert open_cache(None) is open_cache(None)
     assert open_cache("memory") is open_cache("memory")
@@ -367,7 +372,26 @@ def _make_foreign(path):
     db.close()
 
 
-@pytest.mark.parametrize("make", [_make_text, _make_foreign])
+def _make_other_tables(path):
+    EmbeddingCache(path.parents[1]).open()
+    db = sqlite3.connect(path)
+    with db:
+        db.execute("DROP TABLE rows")
+    db.close()
+
+
+def _make_trigger(path):
+    EmbeddingCache(path.parents[1]).open()
+    db = sqlite3.connect(path)
+    stop = "BEGIN SELECT RAISE(ABORT, 'no'); END"
+    with db:
+        db.execute(f"CREATE TRIGGER stop BEFORE INSERT ON rows {stop}")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "make", [_make_text, _make_foreign, _make_other_tables, _make_trigger]
+)
 def test_what_is_no_database_of_ours_is_left_unchanged(tmp_path, make):
     database(tmp_path).parent.mkdir(parents=True)
     make(database(tmp_path))
