@@ -10,6 +10,10 @@ import numpy as np
 def check_columns(names, needed, added=()):
     """Raise ValueError if a column is absent, or one to add is there already."""
     for name in needed:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"A column is given as {type(name).__name__}, expected its name."
+            )
         if name not in names:
             raise ValueError(
                 f"There is no column {name!r} in the dataset; it has {list(names)}."

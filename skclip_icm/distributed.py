@@ -19,6 +19,7 @@ from sklearn.base import clone
 from skclip_icm._batches import add_columns, check_columns, floats, located, values_of
 from skclip_icm._projection.groups import Groups, group_rows
 from skclip_icm._projection.merging import check_mergeable
+from skclip_icm._projection.partial_fit import check_transformer
 
 
 def embed(
@@ -203,6 +204,7 @@ def fit_icm(
     ... )
     """
     _ray_data(dataset)
+    check_transformer(icm)
     columns = {"X": column, "X_do": counterparts, "y": y, "domains": domains}
     columns = {part: name for part, name in columns.items() if name is not None}
     names = dataset.columns(fetch_if_missing=False)
@@ -241,8 +243,9 @@ class _Embedder:
         check_columns(batch.column_names, [self._column], added)
         images = values_of(batch, self._column)
         try:
-            # One by one unless they are pixels: numbers may all be NaN, for none.
-            found = self._embed(list(images) if images.ndim == 1 else images)
+            # One by one unless they are pixels: numbers may all be NaN, for none, and
+            # grey images are no longer told from one when they are stacked.
+            found = self._embed(list(images) if images.ndim in (1, 3) else images)
             return add_columns(batch, found)
         except (TypeError, ValueError) as error:
             located(error, batch, [self._column])
@@ -338,7 +341,14 @@ def _pool_size(concurrency, num_cpus):
     Actors that have taken all CPUs would wait for rows for ever if these come from
     tasks, such as reading files, which need a CPU too.
     """
-    if not isinstance(concurrency, Integral):
+    sizes = concurrency if isinstance(concurrency, tuple) else (1, concurrency)
+    whole = len(sizes) == 2 and all(isinstance(size, Integral) for size in sizes)
+    if not whole or not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(
+            f"concurrency is {concurrency!r}, expected a number of actors from 1 on, "
+            "or a tuple of their least and largest number."
+        )
+    if isinstance(concurrency, tuple):
         return concurrency
     import ray
 
@@ -351,6 +361,11 @@ def _pool_size(concurrency, num_cpus):
 
 
 def _check_featurizer(featurizer, counterparts):
+    if not hasattr(featurizer, "intervene"):
+        raise TypeError(
+            f"featurizer is of type {type(featurizer).__name__}, expected a "
+            "CLIPFeaturizer; of a pipeline, that step alone."
+        )
     if counterparts is None:
         return
     if featurizer.interventions is None:

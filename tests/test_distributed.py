@@ -224,6 +224,8 @@ def test_columns_that_are_absent_or_would_be_overwritten(ray, rows):
         embed(dataset, featurizer, column="label", output="Z", counterparts="do")
     with pytest.raises(ValueError, match="must differ"):
         embed(dataset, featurizer, column="label", output="label")
+    with pytest.raises(TypeError, match="A column is given as ndarray, expected its"):
+        fit_icm(dataset, ICMTransformer(), counterparts="do", y=rows["label"])
     with pytest.raises(ValueError, match="no column 'y'"):
         fit_icm(dataset, ICMTransformer(), counterparts="do", y="y")
     # Of a dataset that is not computed yet, the columns are known to workers only.
@@ -295,7 +297,18 @@ def test_counterparts_need_interventions_and_a_seed(ray, rows):
         embed(dataset, CLIPFeaturizer("demo", random_state=None), **asked)
 
 
+@pytest.mark.parametrize("concurrency", [0, "2", 1.5, (2, 1), (1, 2, 3), (0.5, 1)])
+def test_numbers_of_actors(ray, rows, concurrency):
+    dataset = dataset_of(ray, rows)
+    with pytest.raises(ValueError, match="expected a number of actors from 1 on"):
+        embed(dataset, CLIPFeaturizer("demo"), column="do", concurrency=concurrency)
+
+
 def test_something_else_than_a_dataset(ray, rows):
+    with pytest.raises(TypeError, match="featurizer is of type NoneType"):
+        embed(dataset_of(ray, rows), None, column="do")
+    with pytest.raises(TypeError, match="icm is of type NoneType"):
+        fit_icm(dataset_of(ray, rows), None, counterparts="do")
     with pytest.raises(TypeError, match=r"of type ndarray, expected a "):
         fit_icm(rows["embedding"], ICMTransformer())
 
@@ -352,6 +365,16 @@ def test_blocks_of_missing_images_of_any_form(images, tmp_path):
             assert Z == [one is None or not is_image for one in values], kind
             with pytest.raises(ValueError, match="row 0: .*the image is missing"):
                 strict(batch)
+
+
+def test_grey_images_of_one_size(images):
+    pa = pytest.importorskip("pyarrow")
+    tensors = pytest.importorskip("ray.data.extensions").ArrowTensorArray
+    featurizer, grey = CLIPFeaturizer("demo"), images[:3, ..., 0]
+    batch = pa.table({"image": tensors.from_numpy(grey)})
+    found = _Embedder(featurizer, "image", "Z", None)(batch)
+    expected = featurizer.transform(list(grey))
+    np.testing.assert_allclose(np.stack(found["Z"].to_numpy()), expected, atol=1e-5)
 
 
 def test_blocks_without_images_or_rows_among_others(ray, images, tmp_path):
