@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -372,25 +373,24 @@ def _make_foreign(path):
     db.close()
 
 
-def _make_other_tables(path):
+def _make_changed(path, change):
     EmbeddingCache(path.parents[1]).open()
     db = sqlite3.connect(path)
-    with db:
-        db.execute("DROP TABLE rows")
+    db.executescript(change)
     db.close()
 
 
-def _make_trigger(path):
-    EmbeddingCache(path.parents[1]).open()
-    db = sqlite3.connect(path)
-    stop = "BEGIN SELECT RAISE(ABORT, 'no'); END"
-    with db:
-        db.execute(f"CREATE TRIGGER stop BEFORE INSERT ON rows {stop}")
-    db.close()
+STOP = "CREATE TRIGGER stop BEFORE INSERT ON rows BEGIN SELECT RAISE(ABORT, 'no'); END"
 
 
 @pytest.mark.parametrize(
-    "make", [_make_text, _make_foreign, _make_other_tables, _make_trigger]
+    "make",
+    [
+        _make_text,
+        _make_foreign,
+        partial(_make_changed, change="DROP TABLE rows"),
+        partial(_make_changed, change=STOP),
+    ],
 )
 def test_what_is_no_database_of_ours_is_left_unchanged(tmp_path, make):
     database(tmp_path).parent.mkdir(parents=True)

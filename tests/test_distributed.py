@@ -301,7 +301,13 @@ def test_counterparts_need_interventions_and_a_seed(ray, rows):
 def test_numbers_of_actors(ray, rows, concurrency):
     dataset = dataset_of(ray, rows)
     with pytest.raises(ValueError, match="expected a number of actors from 1 on"):
-        embed(dataset, CLIPFeaturizer("demo"), column="do", concurrency=concurrency)
+        embed(
+            dataset,
+            CLIPFeaturizer("demo"),
+            column="do",
+            output="Z",
+            concurrency=concurrency,
+        )
 
 
 def test_something_else_than_a_dataset(ray, rows):
