@@ -1,12 +1,10 @@
-"""What comes in containers: entries by position, whatever the index, and columns."""
+"""What comes in containers: entries by position, whatever the index."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Number
 
 import numpy as np
 from scipy.sparse import issparse
-
-EMBEDDINGS = "an array or frame of embeddings"
 
 
 def refuse_tables(values, name, expected):
@@ -20,12 +18,12 @@ def refuse_tables(values, name, expected):
     if isinstance(values, Mapping) and not issparse(values):
         raise TypeError(
             f"{name} is a {type(values).__name__} of the keys "
-            f"{_shorten(list(values))}, expected {expected}. Pass one of its values, "
+            f"{shorten(list(values))}, expected {expected}. Pass one of its values, "
             "or a list of them."
         )
     if hasattr(values, "column_names"):
         raise TypeError(
-            f"{name} is a table of the columns {_shorten(values.column_names)}, "
+            f"{name} is a table of the columns {shorten(values.column_names)}, "
             f"expected {expected}. Select a column, such as {name}['name'], or make a "
             f"frame of it, {name}.to_pandas()."
         )
@@ -123,97 +121,10 @@ def is_missing(value):
         return True
 
 
-def check_embeddings(values, name):
-    """Raise an error if `values` are no array or frame of embeddings, a row for each.
-
-    Whether the values are numbers, and how many there are, is left to `check_array`.
-    """
-    refuse_tables(values, name, EMBEDDINGS)
-    _refuse_images(values, name)
-    if issparse(values):
-        raise TypeError(
-            f"Sparse data was passed for {name}, but dense data is required. Call its "
-            "toarray() first."
-        )
-    arrays = hasattr(values, "__array__") or hasattr(values, "__array_namespace__")
-    if not arrays and not isinstance(values, Sequence):
-        raise TypeError(
-            f"{name} is of type {type(values).__name__}, expected {EMBEDDINGS}. Turn "
-            "an iterator into a list first."
-        )
-    if np.ma.is_masked(values):
-        row = int(np.ma.getmaskarray(values).reshape(len(values), -1).any(1).argmax())
-        raise ValueError(
-            f"{name} has masked values, the first in row {row}: drop such rows first, "
-            "also from y and the counterparts."
-        )
-    if str(getattr(values, "dtype", "")) == "torch.bfloat16":
-        raise TypeError(
-            f"{name} is a tensor of bfloat16, which NumPy lacks: pass {name}.float()."
-        )
-    if _holds_arrays(values):
-        of_arrow = hasattr(values, "to_pylist")
-        made = "array(column.to_pylist())" if of_arrow else "stack(list(column))"
-        raise ValueError(
-            f"{name} is a column with an array in each row, expected {EMBEDDINGS} of "
-            f"shape (n, d). Make one of the column first: numpy.{made}."
-        )
-
-
-def _holds_arrays(values):
-    """Say whether each row of a column has an array of its own."""
-    if hasattr(values, "columns") and values.shape[1] == 1:
-        values = only_column(values, "", "")
-    of_library = hasattr(values, "to_pylist") or hasattr(values, "column_name")
-    if not of_library and len(getattr(values, "shape", ())) != 1:
-        return False
-    first = next(iter(values), None)
-    return bool(first.shape) if hasattr(first, "shape") else hasattr(first, "__len__")
-
-
-def _refuse_images(values, name):
-    """Raise ValueError if `values` are images where embeddings are expected."""
-    kind = getattr(getattr(values, "dtype", None), "kind", "f")
-    if getattr(values, "ndim", 0) == 2 and kind not in "OUT":
-        return
-    # Not at the top: embeddings alone need no Pillow.
-    from skclip_icm._images.inputs import holds_images
-
-    if holds_images(values):
-        raise ValueError(
-            f"{name} holds images, expected embeddings of shape (n, d): put "
-            "CLIPFeaturizer before this step, as in make_pipeline(CLIPFeaturizer(), "
-            "ICMTransformer()), or pass what it makes of them."
-        )
-
-
-def check_same_columns(values, columns, name, like="X"):
-    """Raise an error if `values` are no embeddings, or of other columns than `like`.
-
-    As scikit-learn does it for X itself: a frame has the same columns in the same
-    order, and names count where they are strings.
-    """
-    check_embeddings(values, name)
-    found, expected = column_names(values), None if columns is None else list(columns)
-    if found is not None and expected is not None and found != expected:
-        at = next(i for i, c in enumerate([*found, None]) if [c] != expected[i : i + 1])
-        raise ValueError(
-            f"{name} has the columns {_shorten(found[at:])} from column {at} on, "
-            f"expected {_shorten(expected[at:])}, those of {like} in the same order. "
-            f"Put them into that order: {name}[list({like}.columns)]."
-        )
-
-
-def column_names(values):
-    """Return the names of the columns of a frame, None if they are no strings."""
-    names = list(getattr(values, "columns", ()))
-    return names if names and all(isinstance(name, str) for name in names) else None
-
-
 def _one(value):
     return "string" if isinstance(value, str) else "bytes"
 
 
-def _shorten(values):
+def shorten(values):
     shown = ", ".join(map(repr, values[:5]))
     return f"[{shown}, ...]" if len(values) > 5 else f"[{shown}]"

@@ -4,7 +4,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from skclip_icm._containers import (
+from skclip_icm._embeddings import (
     check_embeddings,
     check_same_columns,
     column_names,

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from sklearn.utils._set_output import _wrap_data_with_container
 
-from skclip_icm._containers import (
+from skclip_icm._embeddings import (
     check_embeddings,
     check_same_columns,
     column_names,

@@ -7,7 +7,8 @@ from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, _fit_context, clone
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
-from skclip_icm._containers import check_same_columns, column_names, refuse_tables
+from skclip_icm._containers import refuse_tables
+from skclip_icm._embeddings import check_same_columns, column_names
 from skclip_icm._encoding.progress import CallbackSupportMixin, tell_callbacks
 from skclip_icm._estimators import HasMethods, StrOptions, VersionedEstimator
 from skclip_icm._projection.differences import check_finite

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.utils import check_array
 
-from skclip_icm._containers import check_same_columns, column_names
+from skclip_icm._embeddings import check_same_columns, column_names
 from skclip_icm._projection.arrays import (
     chunk_rows,
     floats,

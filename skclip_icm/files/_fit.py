@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
-from skclip_icm._containers import check_same_columns, column_names
+from skclip_icm._embeddings import check_same_columns, column_names
 from skclip_icm._images.reading import as_path
 from skclip_icm._labels import check_labels
 from skclip_icm._projection.differences import as_floats
