@@ -31,7 +31,7 @@ class Memory:
         self.sizes.append(len(pixels))
         if len(pixels) > self.most:
             raise torch.OutOfMemoryError
-        return pixels.float().mean(dim=(2, 3)).numpy()
+        return pixels.float().mean(dim=(2, 3)).numpy() + 1
 
 
 def encode(encoder, n_images=16):
@@ -143,6 +143,41 @@ def test_float32_is_not_shortened_and_torchs_flags_stay():
         assert inside == ("highest", False)
     finally:
         torch.set_float32_matmul_precision(before[0])
+
+
+def _precisions():
+    """Name what says how float32 is computed, since torch 2.9 by kind of operation."""
+    backends = torch.backends
+    owners = [backends, backends.mkldnn, backends.mkldnn.matmul, backends.mkldnn.conv]
+    return [*owners, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv]
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has one setting"
+)
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+@pytest.mark.parametrize("chosen", [0, 2, 3, 4, 6])
+def test_no_kind_of_operation_is_shortened_either(chosen, device_type):
+    """Where these differ, torch's older settings raise an error when they are read."""
+    owner = _precisions()[chosen]
+    before, used = owner.fp32_precision, [2, 3, 4] + [6] * (device_type == "cuda")
+
+    def read():
+        return [owner.fp32_precision for owner in _precisions()]
+
+    owner.fp32_precision = "tf32"
+    try:
+        outside = read()
+        with full_float32(device_type):
+            inside = read()
+        assert read() == outside and outside[chosen] == "tf32"
+        assert {inside[i] for i in used} <= {"ieee", "none"}
+        torch.backends.fp32_precision, general = "none", torch.backends.fp32_precision
+        followed = read()  # what was not chosen itself still follows the general one
+        torch.backends.fp32_precision = general
+        assert chosen or followed[2] in ("none", "ieee")
+    finally:
+        owner.fp32_precision = before
 
 
 def test_copies_have_a_stream_of_their_own(monkeypatch):

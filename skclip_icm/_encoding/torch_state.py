@@ -3,6 +3,8 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from operator import attrgetter
 
 from skclip_icm._locks import Flag
 
@@ -74,6 +76,43 @@ def full_float32(device_type):
         yield
 
 
+def _precision_flag(read, write, exact, kinds):
+    """Return the flag of what torch has as one setting and, since 2.9, by the kind.
+
+    Parameters
+    ----------
+    read, write : callable
+        Of the one setting, of which `exact` shortens nothing.
+    kinds : callable
+        Returns the objects whose ``fp32_precision`` is that of a kind of operation;
+        "none" stands for what a more general one says.
+    """
+
+    def read_all():
+        try:
+            whole = read()
+        except RuntimeError:  # so it says where a kind of operation disagrees
+            whole = None
+        return whole, tuple(kind.fp32_precision for kind in kinds())
+
+    def write_all(state):
+        whole, values = state
+        if whole is not None:
+            write(whole)
+        for kind, value in zip(kinds(), values, strict=True):
+            if kind.fp32_precision != value:
+                kind.fp32_precision = "none"
+            if kind.fp32_precision != value:
+                kind.fp32_precision = "ieee" if value == "none" else value
+
+    def wanted(state):
+        whole, values = state
+        full = ("none" if value in _SHORT else value for value in values)
+        return whole if whole is None else exact, tuple(full)
+
+    return Flag(read_all, write_all, wanted)
+
+
 def _read_products():
     import torch
 
@@ -98,5 +137,21 @@ def _write_convolutions(value):
     torch.backends.cudnn.allow_tf32 = value
 
 
-_PRODUCTS = Flag(_read_products, _write_products, lambda value: "highest")
-_CONVOLUTIONS = Flag(_read_convolutions, _write_convolutions, lambda value: False)
+def _kinds(*names):
+    from torch import backends
+
+    known = hasattr(backends.mkldnn, "matmul")  # since torch 2.9
+    return [attrgetter(name)(backends) for name in names] if known else []
+
+
+_SHORT = ("tf32", "bf16", "fp16")
+_PRODUCTS = _precision_flag(
+    _read_products,
+    _write_products,
+    "highest",
+    # The CPU's convolutions have no other setting.
+    partial(_kinds, "cuda.matmul", "mkldnn.matmul", "mkldnn.conv"),
+)
+_CONVOLUTIONS = _precision_flag(
+    _read_convolutions, _write_convolutions, False, partial(_kinds, "cudnn.conv")
+)
