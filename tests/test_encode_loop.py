@@ -146,8 +146,8 @@ def test_another_error_of_the_model_is_not_taken_for_it(images):
     assert set(encoder.sizes) == {4}
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_model_that_overflows_is_an_error_and_not_a_cached_row(images, value):
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0, 1e-30, 1e30])
+def test_what_has_no_length_is_an_error_and_not_a_cached_row(images, value):
     class Overflowing(FakeEncoder):
         dtype = "float16"
 

@@ -425,6 +425,25 @@ def test_tag_brings_its_preprocessing(tag):
     assert encoder._tower._mean.flatten().tolist() == [0.5] * 3
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("logit_scale", np.nan, "cosines are scaled by nan"),
+        ("logit_scale", 1000.0, "cosines are scaled by inf"),
+        ("visual.proj", 0.0, "embedding of a blank image"),
+        ("visual.proj", 1e-30, "embedding of a blank image"),
+    ],
+)
+def test_weights_of_which_no_numbers_come(name, value, message, files, tmp_path):
+    from safetensors.torch import load_file
+
+    state = load_file(files["tiny"])
+    state[name] = torch.full_like(state[name], value)
+    save_file(state, tmp_path / "damaged.safetensors")
+    with pytest.raises(ValueError, match=f"damaged or not those .*{message}"):
+        load_encoder("tiny", tmp_path / "damaged.safetensors", device="cpu")
+
+
 def test_fingerprint_covers_weights_and_dtype(files, tmp_path):
     from safetensors.torch import load_file
 

@@ -264,17 +264,18 @@ def test_sigmoid_judges_each_class_by_itself(known, classifier):
         ).fit(images)
 
 
-def test_texts_of_nan_are_an_error_and_not_kept(monkeypatch, photographs):
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "wombat"), (0.0, "quokka")])
+def test_texts_of_nan_are_an_error_and_not_kept(value, name, monkeypatch, photographs):
     encoder = load_encoder("demo", None)
-    classifier = ZeroShotClassifier(CLIPFeaturizer("demo"), class_names=["wombat"])
+    classifier = ZeroShotClassifier(CLIPFeaturizer("demo"), class_names=[name])
     with monkeypatch.context() as patch:
         patch.setattr(
             encoder._model,
             "encode_text",
-            lambda t, normalize: torch.full((1, 9), np.nan),
+            lambda t, normalize: torch.full((1, 9), value),
         )
         with pytest.raises(
-            RuntimeError, match=r"texts\[0\], 'a photo of a wombat.'.*NaN"
+            RuntimeError, match=rf"texts\[0\], 'a photo of a {name}.'.*NaN"
         ):
             classifier.fit(photographs)
     assert np.isfinite(classifier.fit(photographs).text_embeddings_).all()

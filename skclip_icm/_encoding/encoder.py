@@ -10,11 +10,12 @@ import numpy as np
 from skclip_icm._containers import check_texts, printable
 from skclip_icm._encoding import openvino_tower
 from skclip_icm._encoding.folding import fold_batch_norm
-from skclip_icm._encoding.lanes import finite
+from skclip_icm._encoding.lanes import sound
 from skclip_icm._encoding.options import (
     check_backend,
     check_dtype,
     check_embedding,
+    check_logits,
     find_device,
     has_native_bfloat16,
     suits_openvino,
@@ -34,7 +35,7 @@ from skclip_icm._locks import Lock
 __all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_models"]
 
 # Part of every fingerprint: raised when a change, also of decoding, moves embeddings.
-_NUMERICS_VERSION = 3
+_NUMERICS_VERSION = 4
 _MAX_TEXTS = 256
 _MAX_MODELS = 4
 
@@ -206,6 +207,7 @@ class Encoder:
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
+        check_logits(self.logit_scale, self.logit_bias, source.name)
 
         def settings():
             return [_NUMERICS_VERSION, identify(), vars(preprocess)]
@@ -340,7 +342,7 @@ class Encoder:
                 )
                 parts.append(_to_numpy(features))
         name = lambda index: f"texts[{index}], {texts[index]!r}"  # noqa: E731
-        return finite(np.concatenate(parts), self, name)
+        return sound(np.concatenate(parts), self, name)
 
     def _numerics(self):
         """Return what decides the embeddings beside model and preprocessing."""

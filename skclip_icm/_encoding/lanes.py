@@ -96,22 +96,31 @@ def encode_batch(cells, pixels, encoder):
             bound.fitted(len(part))
             start += len(part)
     embeddings = np.concatenate(parts)
-    return cells, finite(embeddings, encoder, lambda index: f"row {cells[index][0]}")
+    return cells, sound(embeddings, encoder, lambda index: f"row {cells[index][0]}")
 
 
-def finite(embeddings, encoder, name):
-    """Return embeddings of sound inputs, or raise RuntimeError if they are not finite.
+def sound(embeddings, encoder, name):
+    """Return embeddings of sound inputs, or raise RuntimeError if they cannot be.
 
     `name` says by its index which input an error is about.
     """
-    bad = ~np.isfinite(embeddings).all(axis=1)
-    if bad.any():
+    good = have_length(embeddings)
+    if not good.all():
+        bad = int(good.argmin())
         raise RuntimeError(
-            f"{name(int(bad.argmax()))}: the model gives NaN or infinity, computing in "
-            f"{encoder.dtype} on {encoder.device}. Set dtype='bfloat16' or 'float32'; "
-            "if it stays so, the weights are damaged."
+            f"{name(bad)}: the model gives NaN or infinity, or numbers without a "
+            f"length (all zero, too small, too large): {embeddings[bad, :3]}, ..., "
+            f"computing in {encoder.dtype} on {encoder.device}. Set dtype='bfloat16' "
+            "or 'float32'; if it stays so, the weights are damaged."
         )
     return embeddings
+
+
+def have_length(embeddings):
+    """Return which rows can be brought to unit length: those of a model can be."""
+    with np.errstate(all="ignore"):
+        squares = np.vecdot(embeddings, embeddings)
+    return (squares >= np.finfo(np.float32).tiny) & (squares < np.inf)
 
 
 class _Bound:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from skclip_icm._encoding import openvino_tower
+from skclip_icm._encoding.lanes import have_length
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 _BACKENDS = ("auto", "torch", "openvino")
@@ -99,9 +100,18 @@ def check_embedding(embedding, name):
     name : str
         The model's, for the error.
     """
-    if not (np.isfinite(embedding).all() and embedding.any()):
+    if not have_length(embedding).all():
         raise ValueError(
             f"The weights of {name} are damaged or not those of the model: the "
             f"embedding of a blank image begins {embedding[0, :3]}, expected finite "
-            "numbers that are not all zero."
+            "numbers that are not all zero, nor too small or large for a length."
+        )
+
+
+def check_logits(scale, bias, name):
+    """Raise ValueError if no probabilities come of a model's scale and bias."""
+    if not (0 < scale < np.inf and np.isfinite(bias or 0)):
+        raise ValueError(
+            f"The weights of {name} are damaged or not those of the model: cosines are "
+            f"scaled by {scale}, and {bias} is added, expected finite numbers."
         )
