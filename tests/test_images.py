@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from broken_images import png, png_chunk
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin
 
 from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding.stores import _MemoryStore
@@ -222,6 +222,17 @@ class TestAsItems:
         with pytest.raises(ImageError, match=r"row 1: .*expected \(3, H, W\)"):
             read_content(torch.zeros(8, 9, 3, dtype=torch.uint8), 1)
 
+    def test_tensors_without_plain_values_are_errors_of_their_row(self):
+        torch = pytest.importorskip("torch")
+        tensor = torch.full((3, 4, 4), 0.2)
+        for other in (tensor.to("meta"), tensor.to_sparse()):
+            with pytest.raises(ImageError, match="row 1: .* tensor .*no plain values"):
+                read_content(other, 1)
+        negative = torch.complex(tensor, -tensor).conj().imag  # a view with a sign
+        assert read_content(negative)[0, 0, 0] == 51
+        with pytest.raises(ImageError, match="row 1: complex64.*expected dtype uint8"):
+            read_content(torch.complex(tensor, tensor).conj(), 1)
+
     @pytest.mark.parametrize(
         "X", ["a.jpg", Path("a.jpg"), b"bytes", picture(), None], ids=type
     )
@@ -330,6 +341,12 @@ class TestReadContent:
     def test_floats_elsewhere(self, value):
         with pytest.raises(ImageError, match=r"row 2: .*\[0, 1\]"):
             read_content(np.full((4, 4, 3), value), 2)
+
+    def test_floats_just_above_are_told_to_the_last_digit(self):
+        with pytest.raises(
+            ImageError, match=r"values from 0\.2 to 1\.0000001, a float"
+        ):
+            read_content(np.array([[0.2, 1.0000001]], np.float32))
 
     @pytest.mark.parametrize("dtype", ["int64", "uint16", "bool", "complex64"])
     def test_wrong_dtype(self, dtype):
@@ -509,23 +526,32 @@ class TestDecode:
     def test_a_pillow_without_some_format(self, monkeypatch):
         """AVIF came with Pillow 11.3, and builds may lack a library."""
         content = encoded(picture(), "PNG")
+        import_module = opening.importlib.import_module
 
-        def import_module(name):
+        def without_avif(name):
             if name == "PIL.AvifImagePlugin":
                 raise ImportError(name)
+            return import_module(name)
 
         opening._openers.cache_clear()
-        monkeypatch.setattr(opening.importlib, "import_module", import_module)
-        lacking = dict(Image.OPEN)
-        lacking.pop("AVIF", None)
-        lacking["WEBP"] = (None, lambda prefix: "WEBP support not installed")
-        monkeypatch.setattr(Image, "OPEN", lacking)
+        monkeypatch.setattr(opening.importlib, "import_module", without_avif)
+        monkeypatch.setattr(WebPImagePlugin, "SUPPORTED", False)
         try:
             assert decode(content).size == (40, 30)
-            with pytest.raises(ImageError, match="WEBP support not installed"):
+            with pytest.raises(ImageError, match="WEBP .*not installed"):
                 decode(b"RIFF    WEBPVP8 ")
         finally:
             opening._openers.cache_clear()
+
+    def test_what_others_register_with_pillow_is_not_asked(self, monkeypatch):
+        """Nor missed: the registry is one for the process, and embeddings are kept."""
+        contents = [encoded(picture(), name) for name in ("JPEG", "PNG", "GIF")]
+        Image.init()
+        expected = [decode(content) for content in contents]
+        other = {"PNG": (_refuse, lambda prefix: True)}  # and no JPEG at all
+        monkeypatch.setattr(Image, "OPEN", other)
+        opening._openers.cache_clear()
+        assert [decode(content) for content in contents] == expected
 
     def test_pixel_bound_is_checked_before_decoding(self):
         header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
@@ -857,9 +883,9 @@ def test_numbers_without_a_white_are_refused(high, top):
     assert np.asarray(decode(Image.new("I", (2, 2), 0))).max() == 0
 
 
-def transparent_png(values, key):
+def transparent_png(values, key, bits=None):
     """A PNG file, 8 or 16 bits by the dtype, in which one colour is transparent."""
-    bits, colour = 8 * values.itemsize, 2 * (values.ndim == 3)
+    bits, colour = bits or 8 * values.itemsize, 2 * (values.ndim == 3)
     rows = b"".join(
         b"\0" + row.astype(f">u{values.itemsize}").tobytes() for row in values
     )
@@ -869,7 +895,7 @@ def transparent_png(values, key):
 
 def tiff(values, photometric, order="<", bits=None):
     """A TIFF file of one channel, whose zero is white (0) or black (1)."""
-    kind = {"u": 1, "f": 3}[values.dtype.kind]
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     if bits == 12:  # two values in three bytes, and each row begins with a byte
         data = b"".join(int(f"{a:03x}{b:03x}", 16).to_bytes(3) for a, b in values)
@@ -912,6 +938,26 @@ def test_a_transparent_colour_of_16_bits_may_be_near_black():
     for image in (decode(content), decode(lazy)):
         assert np.asarray(image)[:, :, 0].tolist() == [[255, 5], [100, 200]]
     assert lazy.info["transparency"] == (5, 5, 5), "left as it was"
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("key", [0, 1])
+def test_a_transparent_grey_of_few_bits_counts_as_one_of_8_bits(bits, key):
+    """Pillow widens the pixels, and not the key."""
+    packed = np.array([[1 << 8 - 2 * bits]] * 2, np.uint8)  # 0, then 1
+    values = [0, 255 // (2**bits - 1)]
+    content = transparent_png(packed, struct.pack(">H", key), bits)
+    values[key] = 255
+    assert np.asarray(decode(content))[:, :, 0].tolist() == [values] * 2
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+@pytest.mark.parametrize("opened", [bytes, lambda b: Image.open(io.BytesIO(b))])
+def test_signed_numbers_are_refused(dtype, opened):
+    """Of which Pillow would read -1 as white."""
+    content = tiff(np.array([[-1, 5], [50, 100]], dtype), 1)
+    with pytest.raises(ImageError, match="row 3: .*signed numbers of .* bits: nothing"):
+        decode(opened(content), 3)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

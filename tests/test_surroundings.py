@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 from sklearn.base import clone
 
 torch = pytest.importorskip("torch")
@@ -91,6 +91,12 @@ _EXACT = (
     torch.use_deterministic_algorithms,
 )
 _PRECISION = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+# By kind of operation, since torch 2.9.
+_KINDS = [
+    _change_attribute(kind, "fp32_precision", "bf16")
+    for kind in (getattr(torch.backends.mkldnn, n, None) for n in ("matmul", "conv"))
+    if kind is not None
+]
 SURROUNDINGS = {
     "float64": [_change(*_FLOAT, torch.float64)],
     "bfloat16": [_change(*_FLOAT, torch.bfloat16)],
@@ -101,7 +107,11 @@ SURROUNDINGS = {
     "device": [lambda: torch.device("meta"), _change(*_THREADS, 1)],
     "inference mode": [_no_gradients, _change(*_THREADS, 7)],
     "torch": [_change(*_EXACT, True), _change(*_PRECISION, "medium")],
+    "torch by kind": [*_KINDS, torch.no_grad],
     "Pillow": [
+        _change_attribute(PngImagePlugin, "MAX_TEXT_CHUNK", 10),
+        _change_attribute(PngImagePlugin, "MAX_TEXT_MEMORY", 10),
+        _change_attribute(Image, "OPEN", {}),
         _change_attribute(Image, "MAX_IMAGE_PIXELS", 100),
         _change_attribute(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
     ],
@@ -113,9 +123,13 @@ SURROUNDINGS = {
 def paths(tmp_path_factory):
     """Images on disk: one of more pixels than the limit, the last one cut short."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("made by", "hand", zip=True)
+    text.add_text("a workflow", "of steps" * 500_000, zip=True)
     paths = [str(folder / f"{i}.png") for i in range(4)]
     for path, side in zip(paths, (40, 90, 50, 40), strict=True):
-        Image.fromarray(rng.integers(0, 256, (side, 60, 3), np.uint8)).save(path)
+        image = Image.fromarray(rng.integers(0, 256, (side, 60, 3), np.uint8))
+        image.save(path, pnginfo=text)
     os.truncate(paths[-1], os.path.getsize(paths[-1]) // 2)
     return paths
 

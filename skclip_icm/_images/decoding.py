@@ -13,7 +13,13 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 from PIL import Image
 
-from skclip_icm._images.deep import find_scale, is_deep, is_shortened, tell_dark
+from skclip_icm._images.deep import (
+    check_sign,
+    find_scale,
+    is_deep,
+    is_shortened,
+    tell_dark,
+)
 from skclip_icm._images.inputs import (
     MAX_BYTES,
     ImageError,
@@ -32,7 +38,7 @@ from skclip_icm._images.opening import (
     check_size,
     open_image,
 )
-from skclip_icm._images.pillow_state import any_size, no_warning_raised, whole_images
+from skclip_icm._images.pillow_state import no_warning_raised, our_limits
 from skclip_icm._locks import Lock
 
 __all__ = [
@@ -160,7 +166,7 @@ def decode(content, row=None, name="", target=None, resize=None):
     try:
         for _ in range(_MAX_ATTEMPTS):
             try:
-                with no_warning_raised(), whole_images(), any_size():
+                with no_warning_raised(), our_limits():
                     return _decode(content, row, name, target, resize)
             except Warning as warning:  # another thread has changed the filters
                 _free_locals(warning)
@@ -190,6 +196,7 @@ def decode(content, row=None, name="", target=None, resize=None):
 def _decode(content, row, name, target, resize):
     with _opened(content, row, name) as image:
         check_size(image.size, row, name)
+        check_sign(image, row, name)
         if target is not None and image.format in ("JPEG", "MPO"):
             _reduce(image, target)
         with _turn(image.size):

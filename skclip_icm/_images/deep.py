@@ -18,8 +18,8 @@ logger = logging.getLogger("skclip_icm")
 _MAX_TOLD = 10
 _n_dark = itertools.count()
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
-_WHITE_IS_ZERO = 0
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 def is_deep(image):
@@ -35,6 +35,37 @@ def is_shortened(image):
     return not is_deep(image) and any(
         ";16" in str(t) for t in getattr(image, "tile", ())
     )
+
+
+def check_sign(image, row=None, name=""):
+    """Refuse a TIFF file of signed numbers: of 8 bits, Pillow reads -1 as white.
+
+    Those of 32 bits are what Pillow itself writes, see `find_scale`.
+
+    Parameters
+    ----------
+    image : PIL image
+        As it was opened.
+    row : int, optional
+        Its position, for the message.
+    name : str, default=""
+        Its path, for the message.
+
+    Raises
+    ------
+    ImageError
+        If it has signed numbers of 8 or 16 bits.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    if bits <= 16 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise row_error(
+            row,
+            name,
+            f"a TIFF file of signed numbers of {bits} bits: nothing says what stands "
+            "for black and for white",
+            "Pass an array, of uint8 or of floats from 0 to 1.",
+        )
 
 
 def tell_dark(image, row=None, name=""):

@@ -314,16 +314,18 @@ def _is_torch(item):
 
 
 def _tensor_to_array(tensor, row):
+    name = f"{tensor.dtype} tensor of shape {tuple(tensor.shape)}"
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        raise row_error(
-            row,
-            f"{tensor.dtype} tensor of shape {tuple(tensor.shape)}",
-            "expected (3, H, W)",
-            "Put channels first.",
-        )
-    if tensor.is_floating_point():
-        tensor = tensor.float()  # NumPy has no bfloat16
-    return tensor.detach().cpu().permute(1, 2, 0).numpy()
+        raise row_error(row, name, "expected (3, H, W)", "Put channels first.")
+    try:
+        if tensor.is_floating_point():
+            tensor = tensor.float()  # NumPy has no bfloat16
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+        return tensor.permute(1, 2, 0).numpy()
+    except (NotImplementedError, TypeError) as error:  # meta, sparse, quantised
+        found = f"it has no plain values ({str(error).splitlines()[0]})"
+        fix = "Pass a dense tensor of uint8, or of floats from 0 to 1."
+        raise row_error(row, name, found, fix) from error
 
 
 def check_array(array, row, name=""):
@@ -347,7 +349,7 @@ def check_array(array, row, name=""):
         raise row_error(
             row,
             name,
-            f"values from {array.min():.6g} to {array.max():.6g}, a float image must "
+            f"values from {array.min()!s} to {array.max()!s}, a float image must "
             "lie in [0, 1]",
             "Divide by the largest possible value, or convert to uint8.",
         )

@@ -29,15 +29,14 @@ _PLUGINS = {
     "BMP": "Bmp",
     "TIFF": "Tiff",
     "PPM": "Ppm",
-    "MPO": "Mpo",
     "JPEG2000": "Jpeg2K",
     "AVIF": "Avif",
     "ICO": "Ico",
 }
 
 #: Formats read from files and bytes. TGA is left out on purpose: it has no
-#: signature, so arbitrary bytes can pass for a picture.
-FORMATS = tuple(_PLUGINS)
+#: signature, so arbitrary bytes can pass for a picture. MPO is opened as JPEG.
+FORMATS = (*_PLUGINS, "MPO")
 
 #: Largest number of pixels decoded: the size at which Pillow itself, as shipped,
 #: speaks of a decompression bomb (0.7 GB, as Pillow takes 4 bytes for an RGB pixel).
@@ -49,6 +48,7 @@ MAX_RATIO = 256
 
 _RAW = "a raw file of a camera, or another whose first picture is a preview"
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # tags of TIFF
+_STRETCHED = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits, to 255
 
 # Memory that decoding was measured to take, where it is more than 8 bytes.
 _BYTES_PER_PIXEL = {"AVIF": 12, "WEBP": 16, "JPEG2000": 20}
@@ -64,7 +64,7 @@ def open_image(content, row, name):
         return open_heif(content, row, name)
     reasons = []
     for image_format, factory, accept in _openers():
-        accepted = accept is None or accept(content[:16])
+        accepted = accept(content[:16])
         if isinstance(accepted, str):  # known, but this build of Pillow lacks it
             reasons.append(accepted)
         elif accepted:
@@ -89,12 +89,20 @@ def open_image(content, row, name):
 
 @functools.cache
 def _openers():
-    for plugin in _PLUGINS.values():
+    """Return formats with what Pillow itself opens them by.
+
+    Its registry `Image.OPEN` is one for the process, where others put their own.
+    """
+    found = []
+    for name, plugin in _PLUGINS.items():
         try:
-            importlib.import_module(f"PIL.{plugin}ImagePlugin")
+            module = importlib.import_module(f"PIL.{plugin}ImagePlugin")
         except ImportError:  # AVIF came with Pillow 11.3
             continue
-    return [(name, *Image.OPEN[name]) for name in FORMATS if name in Image.OPEN]
+        kind = getattr(module, f"{plugin}ImageFile")
+        factory = getattr(module, "jpeg_factory", kind)  # of JPEG and MPO
+        found.append((name, factory, module._accept))
+    return found
 
 
 def check_size(size, row, name):
@@ -163,7 +171,7 @@ def _open_icon(file, filename):
     file.seek(offset)
     is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
     file.seek(offset if is_png else 0)
-    return (PngImageFile if is_png else _IconBitmap)(file, filename)
+    return (_open_png if is_png else _IconBitmap)(file, filename)
 
 
 class _IconBitmap(ImageFile.ImageFile):
@@ -190,6 +198,15 @@ class _IconBitmap(ImageFile.ImageFile):
             )
             self._icon = None
         return Image.Image.load(self)
+
+
+def _open_png(file, filename):
+    """Open a PNG file, its transparent grey in as many bits as Pillow makes of it."""
+    image = PngImageFile(file, filename)
+    key = image.info.get("transparency")
+    if isinstance(key, int) and image.tile:
+        image.info["transparency"] = key * _STRETCHED.get(image.tile[0][3], 1)
+    return image
 
 
 def _open_webp(file, filename):
@@ -230,6 +247,7 @@ def _open_tiff(file, filename):
 _OURS = {
     "GIF": _BoundedGif,
     "ICO": _open_icon,
+    "PNG": _open_png,
     "TIFF": _open_tiff,
     "WEBP": _open_webp,
 }

@@ -2,10 +2,10 @@
 
 import re
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from skclip_icm._locks import Flag
 
@@ -45,9 +45,25 @@ def _at_least_usual(limit):
     return limit if limit is None else max(limit, _USUAL_PIXELS)
 
 
-#: Pillow does not fill up what is missing of a file with grey.
-whole_images = _flag(ImageFile, "LOAD_TRUNCATED_IMAGES", lambda value: False).held
-
 #: Pillow opens and crops images of every size that is decoded here. A lower limit of a
 #: user gives way no further, for what else is read meanwhile in other threads.
 any_size = _flag(Image, "MAX_IMAGE_PIXELS", _at_least_usual).held
+
+_LIMITS = (
+    any_size,
+    # Pillow does not fill up what is missing of a file with grey.
+    _flag(ImageFile, "LOAD_TRUNCATED_IMAGES", lambda value: False).held,
+    # Of one text in a PNG file and of all, in bytes. An editor may write its settings
+    # or a workflow there: a long text makes no picture a broken one.
+    _flag(PngImagePlugin, "MAX_TEXT_CHUNK", lambda value: 2**24).held,
+    _flag(PngImagePlugin, "MAX_TEXT_MEMORY", lambda value: 2**26).held,
+)
+
+
+@contextmanager
+def our_limits():
+    """Let Pillow decode what is decoded here, and nothing more."""
+    with ExitStack() as stack:
+        for held in _LIMITS:
+            stack.enter_context(held())
+        yield
