@@ -19,6 +19,17 @@ _MAX_TOLD = 5
 # One text in batches of different sizes, in bfloat16, is about that far from itself.
 _SAME = 1e-5
 _OTHER_SLOT = re.compile(r"\{[^{}]+\}")  # such as those of str.format and of f-strings
+# How a warning of classes that look alike begins, and what it advises.
+_WORDS = (
+    "The model gives",
+    "It may not know these words, not tell upper from lower case, or see only the "
+    "beginning of long texts: give class_names that differ in other words.",
+)
+_MAP = (
+    "After the map of icm, the model gives",
+    "It keeps too few directions: give a smaller lam, more n_components, or "
+    "method='whitening' with a larger shrinkage.",
+)
 
 
 def name_classes(class_names, y, n):
@@ -140,7 +151,25 @@ def class_embeddings(featurizer, prompts):
     return unit(np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])]))
 
 
-def warn_of_coinciding(names, rows):
+def warn_of_map(names, kept, mapped):
+    """Warn of classes that a map makes alike, or of which it leaves nothing.
+
+    `kept` is the share of their length that it leaves them, beside that of images.
+    """
+    lost = [name[0] for name, share in zip(names, kept, strict=True) if share < _SAME]
+    if lost:
+        warnings.warn(
+            f"After the map of icm, nothing is left of the prompts of {lost[0]!a}"
+            f"{f' and {len(lost) - 1} more' if lost[1:] else ''}: where they are "
+            f"predicted is a matter of rounding. {_MAP[1]}",
+            UserWarning,
+            stacklevel=6,
+        )
+    else:
+        warn_of_coinciding(names, unit(mapped), _MAP, stacklevel=7)
+
+
+def warn_of_coinciding(names, rows, texts=_WORDS, stacklevel=4):
     """Warn of classes of which the first is predicted always, the others never."""
     told = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
@@ -153,13 +182,11 @@ def warn_of_coinciding(names, rows):
     if told:
         more = ", and so on" if len(told) > _MAX_TOLD else ""
         warnings.warn(
-            "The model gives the same embedding to the prompts of "
+            f"{texts[0]} the same embedding to the prompts of "
             f"{'; of '.join(told[:_MAX_TOLD])}{more}: of these classes only one can "
-            "ever be predicted. It may not know these words, not tell upper from lower "
-            "case, or see only the beginning of long texts: give class_names that "
-            "differ in other words.",
+            f"ever be predicted. {texts[1]}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
@@ -183,5 +210,8 @@ def _encode_prompts(featurizer, prompts):
 
 
 def unit(rows):
+    """Return rows of unit length, or of zeros, whatever the size of the numbers."""
+    peaks = np.abs(rows).max(axis=1, keepdims=True)
+    rows = rows / np.where(peaks > 0, peaks, 1)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.maximum(norms, np.finfo(rows.dtype).tiny)

@@ -18,6 +18,7 @@ from skclip_icm._prompts import (
     prompts_of,
     unit,
     warn_of_coinciding,
+    warn_of_map,
 )
 from skclip_icm.pairs import find_paired
 
@@ -173,19 +174,20 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         Warns
         -----
         UserWarning
-            If the model sees no difference between the prompts of two classes.
+            If the model sees no difference between the prompts of two classes, or sees
+            none any more after the map.
         """
         n = None if y is None else _num_samples(X)
         self.classes_, names = name_classes(self.class_names, y, n)
         prompts = prompts_of(self.classes_, names, self.templates)
-        self.featurizer_ = clone(self.featurizer)
+        self.featurizer_ = _giving_arrays(self.featurizer)
         self.text_embeddings_ = class_embeddings(self.featurizer_, prompts)
         warn_of_coinciding(names, self.text_embeddings_)
         self.n_features_in_ = self.text_embeddings_.shape[1]
         self._columns = column_names(X) if _holds_embeddings(X) else None
         self.logit_scale_, self.logit_bias_ = self._model_logits()
         with tell_callbacks(self, X):
-            self.icm_ = self._fit_icm(X)
+            self.icm_ = self._fit_icm(X, names)
         self.shift_ = np.zeros(self.n_features_in_, dtype=np.float32)
         return self
 
@@ -281,7 +283,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         tags.target_tags.required = self.class_names is None
         return tags
 
-    def _fit_icm(self, X):
+    def _fit_icm(self, X, names):
         if self.icm is None:
             if _holds_embeddings(X):
                 self._embed(X, None)
@@ -291,7 +293,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         Z = self._embed(X, self.featurizer_.fit_transform)
         _check_pairs(self.icm, Z)
         icm = clone(self.icm).fit(Z)
-        self._keep_spread(np.asarray(Z), icm)
+        self._keep_spread(np.asarray(Z), icm, names)
         return icm
 
     def _model_logits(self):
@@ -306,12 +308,14 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
             )
         return encoder.logit_scale, encoder.logit_bias
 
-    def _keep_spread(self, Z, icm):
+    def _keep_spread(self, Z, icm, names):
         """Adjust scale and bias to the cosines of mapped embeddings, see the notes."""
         T = self.text_embeddings_
+        mapped = icm.project(Z), icm.project(T)
+        images, texts = map(_lengths, mapped)
+        warn_of_map(names, texts / (images / _lengths(Z)).max(), mapped[1])
         (spread, mean), (mapped_spread, mapped_mean) = (
-            _spread_and_mean(_cosines(*rows))
-            for rows in ((Z, T), (icm.project(Z), icm.project(T)))
+            _spread_and_mean(_cosines(*rows)) for rows in ((Z, T), mapped)
         )
         scale = self.logit_scale_
         if spread and mapped_spread:  # neither one class only, nor equal ones
@@ -346,10 +350,19 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         return Z if paired is None else paired
 
 
+def _giving_arrays(featurizer):
+    """Return a clone whose output carries counterparts, whatever frames are set."""
+    featurizer = clone(featurizer)
+    if hasattr(featurizer, "set_output"):
+        featurizer.set_output(transform="default")
+    return featurizer
+
+
 def _holds_embeddings(X):
     refuse_tables(X, "X", "images or embeddings")
-    if hasattr(X, "columns"):
-        return X.shape[1] > 1  # a frame of images has one column
+    if hasattr(X, "columns"):  # a frame of images has one, and no paths among others
+        first_row = np.asarray(X[:1], dtype=object).ravel()
+        return X.shape[1] > 1 and not any(isinstance(cell, str) for cell in first_row)
     kind = getattr(getattr(X, "dtype", None), "kind", "")
     return kind == "f" and X.ndim == 2
 
@@ -364,6 +377,12 @@ def _check_pairs(icm, Z):
             "CLIPFeaturizer.intervene or PairedEmbeddings returns, or give the icm "
             "pairs=(U, V)."
         )
+
+
+def _lengths(rows):
+    """Norms of rows, such that they can be divided by."""
+    norms = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
+    return np.maximum(norms, np.finfo(np.float64).tiny)
 
 
 def _cosines(Z, T):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -214,6 +215,8 @@ def test_a_class_that_is_named_but_absent_can_be_predicted(known, classifier):
     """As in a fold that happens to lack a class."""
     images, y = known
     seen = np.flatnonzero(y != 1)
+    # Which drops no direction, such as what only this class has.
+    classifier.set_params(icm=ICMTransformer(method="whitening", shrinkage=0.01))
     classifier.fit([images[i] for i in seen], y[seen])
     assert 1 in classifier.predict(images)
 
@@ -248,6 +251,31 @@ def test_icm_leaves_spread_and_mean_of_the_logits(known, classifier):
     assert one.logit_scale_ == 10
 
 
+def test_classes_that_the_map_makes_alike_are_told(known, classifier):
+    images, _ = known
+    with pytest.warns(UserWarning, match="After the map .* 'cat' and 'car': of these"):
+        classifier.set_params(icm__n_components=1).fit(images)
+    # Prompts of nothing but what the map takes out.
+    Z, T = (np.eye(6, dtype=np.float32)[rows] for rows in ([0, 1, 2] * 6, [3, 4, 5]))
+    shifts = np.eye(6)[[3, 4, 5] * 6, None]
+    classifier.set_params(icm=ICMTransformer(lam=100), class_names=NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnownFeaturizer, "encode_text", lambda self, texts: T)
+        open_cache(None).clear()
+        with pytest.warns(UserWarning, match="nothing is left of the prompts of 'cat'"):
+            classifier.fit(PairedEmbeddings(Z, Z[:, None] + shifts))
+    open_cache(None).clear()
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_the_length_of_embeddings_does_not_matter(factor, known, classifier):
+    images, _ = known
+    Z = KnownFeaturizer().transform(images)
+    classifier.set_params(icm=None).fit(images)
+    found = classifier.predict_proba(Z * np.float32(factor))
+    assert_allclose(found, classifier.predict_proba(Z), rtol=1e-4)
+
+
 def test_sigmoid_judges_each_class_by_itself(known, classifier):
     images, _ = known
     model = classifier.set_params(link="sigmoid").fit(images)
@@ -262,6 +290,23 @@ def test_sigmoid_judges_each_class_by_itself(known, classifier):
         ZeroShotClassifier(
             CLIPFeaturizer("demo"), class_names=NAMES, link="sigmoid"
         ).fit(images)
+
+
+def test_frames_as_output_of_transformers_change_nothing(photographs):
+    icm = ICMTransformer(method="whitening")
+    classifier = ZeroShotClassifier(CLIPFeaturizer("demo"), icm, class_names=NAMES)
+    expected = clone(classifier).fit(photographs).predict_proba(photographs)
+    for output in ("pandas", "polars"):
+        pytest.importorskip(output)
+        with config_context(transform_output=output):
+            found = clone(classifier).fit(photographs).predict_proba(photographs)
+        assert_array_equal(found, expected)
+
+
+def test_a_frame_with_paths_among_other_columns_is_told(known, classifier):
+    frame = pd.DataFrame({"path": ["a.jpg", "b.jpg"], "age": [1, 2]})
+    with pytest.raises(ValueError, match="frame of 2 columns.*Select one"):
+        ZeroShotClassifier(CLIPFeaturizer("demo"), class_names=NAMES).fit(frame)
 
 
 @pytest.mark.parametrize(("value", "name"), [(np.nan, "wombat"), (0.0, "quokka")])
