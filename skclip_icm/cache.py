@@ -18,6 +18,7 @@ from numbers import Integral
 import numpy as np
 
 from skclip_icm import _database as database
+from skclip_icm._images.reading import local_path
 from skclip_icm._locks import Lock
 
 _FORMAT = "embeddings-v2"  # Name of the subdirectory; count up when the layout changes.
@@ -276,7 +277,7 @@ def check_rows(keys, rows):
 
 
 def _resolve(path):
-    return os.path.realpath(os.path.expanduser(os.fsdecode(path)))
+    return os.path.realpath(local_path(os.fsdecode(path)))
 
 
 def _inode(path):

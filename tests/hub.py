@@ -38,12 +38,12 @@ class Hub:
         Repository to name of a file to its bytes, or a function that makes them when
         they are first asked for.
     fault : str or None
-        What goes wrong from now on: a status code ("404", "401", "503"), of every
-        answer or, after "file ", of those that send large files; "zeroed" (content
-        after 1 MB), "truncated" (half of a file, as if it were all), "dropped" (the
-        first answer with each large file ends early), "stalled" (silent amid a file),
-        "silent" (no answer), "slow" (a pause after each piece), "trickling" (a byte now
-        and then, for ever).
+        What goes wrong from now on: a status code ("404", "401", "503"; "429" asks to
+        come back in an hour), of every answer or, after "file ", of those that send
+        large files; "zeroed" (content after 1 MB), "truncated" (half of a file, as if
+        it were all), "dropped" (the first answer with each large file ends early),
+        "stalled" (silent amid a file), "silent" (no answer), "slow" (a pause after each
+        piece), "trickling" (a byte now and then, for ever).
     requests : list of Request
     """
 
@@ -177,6 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Error-Code": code} if code else {}
         if status == 404:
             headers["X-Repo-Commit"] = COMMIT
+        if status == 429:
+            headers["Retry-After"] = "3600"
         self.send(status, b"{}", headers)
 
     def send(self, status, content, headers, fault=""):

@@ -1,7 +1,9 @@
 """Weights from a hub, as a user with a network gets them; and every way to fail."""
 
+import argparse
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,7 +20,7 @@ from hub import Hub, User  # noqa: E402
 from huggingface_hub import constants, file_download  # noqa: E402
 from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 from PIL import Image  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save, save_file  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
@@ -164,6 +166,7 @@ FAULTS = {
     "404": "has no open_clip_model.safetensors or open_clip_pytorch_model.bin",
     "401": "RepositoryNotFoundError: 401 Client Error",
     "403": "403",
+    "429": "asks to come back in 3600 s",
     "file 403": "403",
     "file 503": "503",
     "truncated": "Consistency check failed",
@@ -244,6 +247,18 @@ def test_damage_in_the_cache_is_found_and_mended(user, patient_hub):
     assert patient_hub.asked() == []
     mended = user.load(OPENAI)
     assert mended["ViT-B-16"] == fresh["ViT-B-16"]
+
+
+def test_a_damaged_configuration_in_the_cache_is_mended(user):
+    fresh = user.load(HUB_NAME)
+    [link] = (user.home / "hub").glob("models--*/snapshots/*/open_clip_config.json")
+    blob = link.resolve()
+    blob.write_bytes(blob.read_bytes()[:-20])
+    failed = user.load(HUB_NAME)
+    assert failed.get("error") == "WeightsNotFoundError", failed
+    assert f"expected {blob.name}" in failed["message"]
+    mended = user.load(HUB_NAME)
+    assert mended[HUB_NAME[0]] == fresh[HUB_NAME[0]]
 
 
 def test_a_link_to_a_file_named_by_its_digest_is_checked(own_folder, tmp_path):
@@ -330,7 +345,16 @@ BROKEN = {
         {"model_cfg": {**config["model_cfg"], "text_cfg": 3}}
     ),
     "not text": lambda config: "\udcff",
+    "too deep": lambda config: '{"model_cfg":' + "[" * 100_000,
+    # Which would take all memory, or for ever, to build.
+    "huge images": lambda config: with_vision(config, image_size=100_000),
+    "very many layers": lambda config: with_vision(config, layers=10_000_000),
 }
+
+
+def with_vision(config, **changes):
+    vision = {**config["model_cfg"]["vision_cfg"], **changes}
+    return json.dumps({"model_cfg": {**config["model_cfg"], "vision_cfg": vision}})
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -343,15 +367,33 @@ def test_a_broken_configuration_is_named_and_explained(what, own_folder, tmp_pat
         load_encoder(f"local-dir:{path.parent}", None, device="cpu")
 
 
-def test_a_text_tower_that_the_hub_has_is_told(own_folder, tmp_path, asked):
-    pytest.importorskip("transformers")
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean", [0.5]), ("std", 3 * [0]), ("mode", "L")]
+)
+def test_preprocessing_that_cannot_be_is_told(key, value, own_folder, tmp_path):
+    shutil.copytree(own_folder, tmp_path / "model")
+    path = tmp_path / "model" / "open_clip_config.json"
+    config = whole_config(own_folder)
+    config["preprocess_cfg"][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"say of preprocessing cannot be.*takes its"):
+        load_encoder(f"local-dir:{path.parent}", None, device="cpu")
+
+
+@pytest.mark.parametrize("tower", ["text tower", "image tower"])
+def test_a_tower_that_the_hub_has_is_told(tower, own_folder, tmp_path, asked):
+    if tower == "text tower":
+        pytest.importorskip("transformers")
     asked("http://127.0.0.1:9")
     config = whole_config(own_folder)
-    config["model_cfg"]["text_cfg"] = {"hf_model_name": "org/no-such-text-tower"}
+    if tower == "text tower":
+        config["model_cfg"]["text_cfg"] = {"hf_model_name": "org/no-such-tower"}
+    else:
+        config["model_cfg"]["vision_cfg"]["timm_model_name"] = "hf-hub:org/no-such"
     shutil.copytree(own_folder, tmp_path / "model")
     path = tmp_path / "model" / "open_clip_config.json"
     path.write_text(json.dumps(config))
-    with pytest.raises(WeightsNotFoundError, match="(?s)text tower.*[Rr]efused"):
+    with pytest.raises(WeightsNotFoundError, match=f"(?s){tower}.*[Rr]efused"):
         load_encoder(f"local-dir:{path.parent}", None, device="cpu")
 
 
@@ -367,6 +409,69 @@ def test_a_tokenizer_that_a_folder_lacks_is_told(own_folder, tmp_path):
         encoder.encode_text(["a cat"])
 
 
+def pickled_settings(state):
+    return {**state, "args": argparse.Namespace(lr=1)}
+
+
+OTHER_FILES = {
+    "empty": (b"", ".bin", "is empty"),
+    "LFS": (b"version https://git-lfs.github.com/spec/v1\n", ".bin", "git lfs pull"),
+    "HTML": (b"\n<!doctype html>", ".safetensors", "is a web page"),
+    "torch": (lambda state: state, ".safetensors", "Let its name end in .bin"),
+    "safetensors": (save, ".bin", "Let its name end in .safetensors"),
+    "settings": (pickled_settings, ".bin", r"more in the file than .*argparse\.Name"),
+    "integers": (
+        lambda state: {k: (100 * v).to(torch.int8) for k, v in state.items()},
+        ".bin",
+        "int8, expected floating point",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILES)
+def test_a_file_that_holds_other_things_is_told(what, own_folder, tmp_path):
+    content, suffix, message = OTHER_FILES[what]
+    shutil.copy(own_folder / "open_clip_config.json", tmp_path)
+    path = tmp_path / f"weights{suffix}"
+    if callable(content):
+        content = content(load_file(own_folder / "open_clip_model.safetensors"))
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_encoder(f"local-dir:{tmp_path}", None, device="cpu").encode_text(["a cat"])
+    # torch says how to run what is in the file.
+    assert "to `False`" not in str(caught.value)
+
+
+def test_a_folder_may_be_an_address_of_this_machine(own_folder, tmp_path):
+    folder, cache = f"local-dir:{own_folder.as_uri()}", (tmp_path / "cache").as_uri()
+    clip = CLIPFeaturizer(folder, None, cache=cache, interventions=None, device="cpu")
+    assert clip.transform(np.zeros((1, 9, 9, 3), np.uint8)).shape == (1, 32)
+    assert (tmp_path / "cache").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "link to nothing"])
+def test_what_is_no_file_is_not_read(kind, own_folder, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    shutil.copy(own_folder / "open_clip_config.json", tmp_path)
+    {
+        "FIFO": os.mkfifo,
+        "folder": os.mkdir,
+        "link to nothing": lambda path: path.symlink_to("nowhere"),
+    }[kind](path)
+    (tmp_path / "more.json").symlink_to("nowhere")
+    with pytest.raises(WeightsNotFoundError, match=r"weights.safetensors \(not a file"):
+        load_encoder(f"local-dir:{tmp_path}", None, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["local-dir:\0", "local-dir:" + 5000 * "a"])
+def test_a_name_that_no_folder_can_have_is_told(name):
+    with pytest.raises(WeightsNotFoundError, match="local-dir:"):
+        load_encoder(name, None, device="cpu")
+
+
 @pytest.mark.parametrize("number", [0.0, float("nan")])
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_weights_that_give_nothing_are_refused(number, backend, own_folder, tmp_path):
@@ -376,5 +481,5 @@ def test_weights_that_give_nothing_are_refused(number, backend, own_folder, tmp_
     for tensor in state.values():
         tensor.fill_(number)
     save_file(state, path)
-    with pytest.raises(ValueError, match="(?s)damaged.*blank image"):
+    with pytest.raises(ValueError, match="are damaged or not those of the model"):
         load_encoder(f"local-dir:{path.parent}", None, device="cpu", backend=backend)

@@ -15,6 +15,9 @@ from skclip_icm._encoding.converted_models import models_folder
 _LONG, _PAUSE = 5.0, 30.0
 _failures = {}
 _BUSY = (408, 429)  # as after 5xx, the hub's client tries again
+_PATIENCE = 60  # seconds that the hub may ask for until then
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 or SHA-256
+_SMALL = 1 << 27  # bytes; larger files are weights
 
 
 def find_file(repository, *names):
@@ -52,31 +55,52 @@ def from_cache_first(find, repository, name):
 def check_digest(path, weights_digest=None):
     """Raise OSError if a file of the hub's cache is not what its name says.
 
-    The cache names large files by their SHA-256, but its client compares sizes only. A
-    damaged file is removed, so that the next call downloads it. An intact one is noted
-    with what its weights are hashed to, if that is given: one hash is then enough.
+    The cache names large files by their SHA-256 and others by their SHA-1, as git
+    does; but its client compares sizes only. A damaged file is removed, so that the
+    next call downloads it. An intact one is noted with what its weights are hashed to,
+    if that is given: one hash is then enough.
     """
     path = Path(path)
     # One step only: what the cache shares with others may have names of another kind.
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
     expected = blob.name
-    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", expected):
+    if blob.parent.name != "blobs" or not _DIGEST.fullmatch(expected):
         return
     note = models_folder() / f"{expected}.intact"
     with suppress(OSError, ValueError):
         if weights_digest and note.read_text(encoding="ascii") == weights_digest:
             return
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    name, found = _digest(path, expected)
     if found != expected:
         outcome = _remove(path, blob)
         raise OSError(
-            f"{path} is damaged: its SHA-256 is {found}, expected {expected}. {outcome}"
+            f"{path} is damaged: its {name} is {found}, expected {expected}. {outcome}"
         )
     if weights_digest:
         with suppress(OSError):
             note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             note.write_text(weights_digest, encoding="ascii")
+
+
+def small_files(repository):
+    """Return the paths of what the hub's cache has of a repository, but its weights."""
+    from huggingface_hub import constants, file_download
+
+    name = file_download.repo_folder_name(repo_id=repository, repo_type="model")
+    found = Path(constants.HF_HUB_CACHE, name).glob("snapshots/*/*")
+    return [path for path in found if path.is_file() and path.stat().st_size < _SMALL]
+
+
+def _digest(path, expected):
+    """Return the name and value of the digest that a blob is named by."""
+    with open(path, "rb") as file:
+        if len(expected) == 64:
+            return "SHA-256", hashlib.file_digest(file, "sha256").hexdigest()
+        content = file.read()
+    header = b"blob %d\0" % len(content)
+    found = {hashlib.sha1(part + content).hexdigest() for part in (header, b"")}
+    # Some mirrors of the hub leave the header out.
+    return "SHA-1", expected if expected in found else sorted(found)[0]
 
 
 def _remove(path, blob):
@@ -132,7 +156,19 @@ def _has(repository, name):
         status = error.response.status_code
         if status < 500 and status not in _BUSY:
             raise
+        if (seconds := _asked_to_wait(error.response)) > _PATIENCE:
+            raise OSError(
+                f"{constants.ENDPOINT} answers {status}, and asks to come back in "
+                f"{seconds} s."
+            ) from error
     return True
+
+
+def _asked_to_wait(response):
+    """Return the seconds that the hub's client would silently wait."""
+    limit = re.search(r"\bt=(\d+)", response.headers.get("RateLimit", ""))
+    after = response.headers.get("Retry-After", "")
+    return max(int(limit[1]) if limit else 0, int(after) if after.isdecimal() else 0)
 
 
 def _once(repository, ask):

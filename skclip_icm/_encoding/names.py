@@ -6,6 +6,11 @@ import re
 
 # As transformers names the weights that open_clip has under the tag "openai".
 _OPENAI = re.compile(r"openai/clip-vit-(base|large)-patch(\d+)(-336)?", re.IGNORECASE)
+# How the two schemes are written elsewhere.
+_SCHEMES = {
+    "local-dir": ("local-dir", "localdir", "local", "dir", "file"),
+    "hf-hub": ("hf-hub", "hf", "hub", "huggingface"),
+}
 _REPOSITORY = re.compile(r"(https?://huggingface\.co/)?([\w.-]+/[\w.-]+)/?")
 
 
@@ -19,10 +24,29 @@ def refuse_transformers(model_name):
         )
 
 
+def check_repository(model_name):
+    """Raise ValueError if what follows "hf-hub:" is no name of a repository."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    given = model_name.removeprefix("hf-hub:")
+    try:
+        validate_repo_id(given)
+    except HFValidationError as error:
+        name = _repository(given.strip().partition("@")[0])
+        hint = f" Did you mean 'hf-hub:{name}'?" if name else ""
+        raise ValueError(
+            f"model_name={model_name!r}, expected 'hf-hub:organisation/repository'."
+            f"{hint} Of another revision than the main one, download the files and "
+            f"give 'local-dir:path'. huggingface_hub says: {error}"
+        ) from error
+
+
 def refuse_unknown(model_name, known):
     """Raise ValueError that says what an unknown name may be meant for."""
     if os.path.isdir(os.path.expanduser(model_name)):
         hint = f" Of the folder there, write 'local-dir:{model_name}'."
+    elif meant := _with_scheme(model_name):
+        hint = f" Did you mean {meant!r}?"
     elif repository := _repository(model_name):
         hint = (
             f" If it is a repository of Hugging Face with weights for open_clip, write "
@@ -42,6 +66,17 @@ def suggest(word, known):
     lowered = {other.lower(): other for other in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=5, cutoff=0.5)
     return f" Did you mean {[lowered[c] for c in close]}?" if close else ""
+
+
+def _with_scheme(model_name):
+    """Return a name with its scheme as it should be written, or ''."""
+    scheme, colon, rest = model_name.strip().partition(":")
+    scheme = scheme.lower().replace("_", "-")
+    for right, others in _SCHEMES.items():
+        if colon and scheme in others:
+            rest = rest.strip() if right == "local-dir" else rest.strip("/ ")
+            return f"{right}:{rest}"
+    return ""
 
 
 def _repository(model_name):

@@ -9,6 +9,7 @@ import os
 
 from skclip_icm._encoding.weights import find_source
 from skclip_icm._estimators import PLACES
+from skclip_icm._images.reading import local_path
 
 
 def model_place(estimator):
@@ -25,7 +26,7 @@ def cache_place(estimator):
     cache = estimator.cache
     if not isinstance(cache, str | os.PathLike) or cache == "memory":
         return cache
-    find = lambda: os.path.abspath(os.path.expanduser(os.fsdecode(cache)))  # noqa: E731
+    find = lambda: os.path.abspath(local_path(os.fsdecode(cache)))  # noqa: E731
     return _remembered(estimator, ("cache", cache), find)
 
 

@@ -1,26 +1,34 @@
 """A model's weights: from a name to the file, or an error that says what to do."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from skclip_icm._encoding import hub
-from skclip_icm._encoding.loading import hash_weights, without_random_numbers
-from skclip_icm._encoding.names import refuse_transformers, refuse_unknown, suggest
+from skclip_icm._encoding.configs import (
+    HUB_CONFIG,
+    check_own_preprocessing,
+    check_preprocessing,
+    read_config,
+)
+from skclip_icm._encoding.loading import (
+    hash_weights,
+    why_unreadable,
+    without_random_numbers,
+)
+from skclip_icm._encoding.names import (
+    check_repository,
+    refuse_transformers,
+    refuse_unknown,
+    suggest,
+)
+from skclip_icm._images.reading import local_path
 
 DEMO = "demo"
 
 # Files of a model's repository, as open_clip names them; the first weights are taken.
-_HUB_CONFIG = "open_clip_config.json"
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# What open_clip knows of how to bring an image to the size of the model.
-_CHOICES = {
-    "interpolation": ("bicubic", "bilinear"),
-    "resize_mode": ("shortest", "longest", "squash"),
-}
-_CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".npy")
 
 
@@ -53,13 +61,16 @@ def find_source(model_name, pretrained, preprocessing=None):
     """Return where the weights are, or raise an error that says what to change."""
     if not isinstance(model_name, str):
         raise ValueError(f"model_name is {model_name!r}, expected a string.")
-    checked = _check_preprocessing({} if preprocessing is None else preprocessing)
+    checked = check_preprocessing({} if preprocessing is None else preprocessing)
     return _find(model_name, pretrained)._replace(preprocessing=checked)
 
 
 def _find(model_name, pretrained):
     refuse_transformers(model_name)
-    if model_name == DEMO or model_name.startswith("hf-hub:"):
+    if model_name == DEMO:
+        return Source(model_name)
+    if model_name.startswith("hf-hub:"):
+        check_repository(model_name)
         return Source(model_name)
     if model_name.startswith("local-dir:"):
         return _find_local_dir(model_name)
@@ -78,26 +89,29 @@ def create_model(source):
     else:
         model, identify = _create_open_clip_model(source)
     preprocess = {**model.visual.preprocess_cfg, **dict(source.preprocessing)}
+    check_own_preprocessing(preprocess, source.name)
     model.visual.preprocess_cfg = preprocess
     return model, identify
 
 
 def _create_open_clip_model(source):
     name, path = _locate(source)
-    config = _read_config(name)
-    # The activation is decided here, by the entry of the weights.
-    config["quick_gelu"] = _uses_quick_gelu(source, config)
+    files = _weights_files(name, path)
     try:
+        config = read_config(name)
+        # The activation is decided here, by the entry of the weights.
+        config["quick_gelu"] = _uses_quick_gelu(source, config)
         model = _build(source, name, path, config)
     except Exception:
-        _check_digests(source, name, path)  # says more than a parser that met damage
+        # Says more than a parser that met damage.
+        _check_digests(source, [*files, *_configs(name)])
         raise
     model.eval().requires_grad_(False)
     state = model.state_dict()
 
     def hash_intact():
         digest = hash_weights(state)
-        _check_digests(source, name, path, digest)
+        _check_digests(source, files, digest)
         return digest
 
     # Beside what needs this thread; hashing lets go of the interpreter.
@@ -107,13 +121,21 @@ def _create_open_clip_model(source):
     return model, lambda: [config, digest.result()]
 
 
-def _check_digests(source, name, path, weights_digest=None):
+def _weights_files(name, path):
     folder = name.removeprefix("local-dir:")
-    files = [path] if folder == name else Path(folder).iterdir()
+    files = [Path(path)] if folder == name else sorted(Path(folder).iterdir())
+    return [file for file in files if file.suffix in _WEIGHT_SUFFIXES]
+
+
+def _configs(name):
+    folder = name.removeprefix("local-dir:")
+    return [] if folder == name else [Path(folder, HUB_CONFIG)]
+
+
+def _check_digests(source, files, weights_digest=None):
     try:
         for file in files:
-            if Path(file).suffix in _WEIGHT_SUFFIXES:
-                hub.check_digest(file, weights_digest)
+            hub.check_digest(file, weights_digest)
     except OSError as error:
         raise WeightsNotFoundError(f"{source.name}: {error}") from error
 
@@ -131,48 +153,39 @@ def _build(source, name, path, config):
                 force_preprocess_cfg=_preprocessing(source),
             )
 
-    text_tower = config["text_cfg"].get("hf_model_name")
+    tower, repository = _tower_elsewhere(config)
     try:
-        if text_tower:
-            return hub.from_cache_first(load, text_tower, "config.json")
+        if repository:
+            return hub.from_cache_first(load, repository, "config.json")
         return load()
     except OSError as error:
-        if text_tower:
-            raise _not_found(source, "text tower", error) from error
-        raise
+        if repository:
+            raise _not_found(source, tower, error) from error
+        raise WeightsNotFoundError(f"{source.name}: {error}") from error
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a parser says of a foreign file
+        files = _weights_files(name, path)
         raise ValueError(
-            f"The weights {source.pretrained or 'there'} could not be loaded into "
-            f"{source.name}: {error}\nWeights are a state dict, in a .safetensors "
-            "file or in one that torch.load(weights_only=True) reads. Of a "
-            "TorchScript archive, save torch.jit.load(path).state_dict() if you "
-            "trust it."
+            f"The weights {source.pretrained or [file.name for file in files]} could "
+            f"not be loaded into {source.name}: {why_unreadable(files, error)}\n"
+            "Weights are a state dict, in a .safetensors file or in one that "
+            "torch.load(weights_only=True) reads, and of the architecture that is "
+            "named, or that open_clip_config.json beside them describes. Of a "
+            "TorchScript archive, save torch.jit.load(path).state_dict() if you trust "
+            "it."
         ) from error
 
 
-def _read_config(name):
-    """Return a model's architecture, or raise ValueError if its file has none."""
-    import open_clip
-
-    if not name.startswith("local-dir:"):
-        return open_clip.get_model_config(name)
-    path = Path(name.removeprefix("local-dir:"), _HUB_CONFIG)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        missing = [key for key in _CONFIG_KEYS if key not in config]
-        towers = [config[key] for key in _CONFIG_KEYS[1:] if key not in missing]
-        if missing or not all(isinstance(tower, dict) for tower in towers):
-            raise KeyError(f"model_cfg without {missing}" if missing else "model_cfg")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not the configuration of an open_clip model "
-            f"({type(error).__name__}: {error}). Expected is JSON, "
-            '{"model_cfg": {"embed_dim": …, "vision_cfg": {…}, "text_cfg": {…}}, '
-            '"preprocess_cfg": {…}}, as beside the weights in their hub repository.'
-        ) from error
-    return config
+def _tower_elsewhere(config):
+    """Return which tower the hub is asked for, and by what name; or two times ''."""
+    text, image = config["text_cfg"], config["vision_cfg"]
+    image_tower = str(image.get("timm_model_name"))
+    if text.get("hf_model_name"):
+        return "text tower", text["hf_model_name"]
+    if image_tower.startswith("hf-hub:"):
+        return "image tower", image_tower.removeprefix("hf-hub:")
+    return "", ""
 
 
 def create_tokenizer(source):
@@ -186,6 +199,7 @@ def create_tokenizer(source):
     def get():
         return open_clip.get_tokenizer(source.name)
 
+    repository = None
     try:
         repository = _tokenizer_repository(source)
         if repository:
@@ -196,12 +210,16 @@ def create_tokenizer(source):
             f"The tokenizer of {source.name} needs a package that is missing "
             f"({error}). Run: pip install transformers sentencepiece"
         ) from error
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a parser says of a foreign file
+        _check_digests(source, hub.small_files(repository) if repository else [])
         if source.name.startswith("local-dir:"):
             raise WeightsNotFoundError(
-                f"{source.name}: the configuration names a tokenizer, so its files, "
-                "such as tokenizer.json and tokenizer_config.json, should be in the "
-                f"folder too. open_clip says: {error}"
+                f"{source.name}: there is no tokenizer as text_cfg in {HUB_CONFIG} "
+                "describes it. If it names one, its files, such as tokenizer.json and "
+                "tokenizer_config.json, should be in the folder too. open_clip says: "
+                f"{error}"
             ) from error
         raise _not_found(source, "tokenizer", error) from error
 
@@ -213,48 +231,26 @@ def _tokenizer_repository(source):
         return None  # a tokenizer is looked for in the folder
     if name.startswith("hf-hub:"):
         own = name.removeprefix("hf-hub:")
-        name = f"local-dir:{Path(hub.find_file(own, _HUB_CONFIG)).parent}"
-    return _read_config(name)["text_cfg"].get("hf_tokenizer_name", own)
-
-
-def _check_preprocessing(given):
-    """Return pairs of key and value, or raise an error that lists what is possible."""
-    possible = (
-        "Possible are 'mean' and 'std', three numbers each, for red, green and blue "
-        "from 0 to 1; 'interpolation', "
-        f"{' or '.join(map(repr, _CHOICES['interpolation']))}; and 'resize_mode', "
-        f"one of {_CHOICES['resize_mode']}."
-    )
-    if not isinstance(given, dict):
-        raise ValueError(f"preprocessing={given!r}, expected a dict. {possible}")
-    checked = {}
-    for key, value in given.items():
-        if key in _CHOICES:
-            fits = isinstance(value, str) and value in _CHOICES[key]
-        elif key in ("mean", "std"):
-            try:
-                value = tuple(float(number) for number in value)
-            except (TypeError, ValueError):
-                value = ()
-            least = 0 if key == "mean" else 1e-6
-            fits = len(value) == 3 and all(least <= number <= 1 for number in value)
-        else:
-            raise ValueError(f"preprocessing has the unknown key {key!r}. {possible}")
-        if not fits:
-            raise ValueError(f"preprocessing[{key!r}] is {given[key]!r}. {possible}")
-        checked[key] = value
-    return tuple(sorted(checked.items()))
+        name = f"local-dir:{Path(hub.find_file(own, HUB_CONFIG)).parent}"
+    return read_config(name)["text_cfg"].get("hf_tokenizer_name", own)
 
 
 def _find_local_dir(model_name):
-    folder = Path(model_name.removeprefix("local-dir:")).expanduser().resolve()
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    has_config = folder / _HUB_CONFIG in files
-    if not has_config or not any(f.suffix in _WEIGHT_SUFFIXES[:3] for f in files):
+    given = local_path(model_name.removeprefix("local-dir:"))
+    try:
+        folder = Path(os.path.realpath(given))
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        # Neither links to nothing, nor what would wait for a writer.
+        files = [entry for entry in entries if entry.is_file()]
+    except (OSError, ValueError) as error:
+        raise WeightsNotFoundError(f"model_name={model_name!r}: {error}") from error
+    named = [entry for entry in entries if entry.suffix in _WEIGHT_SUFFIXES[:3]]
+    if not named or not {*named, folder / HUB_CONFIG} <= set(files):
+        found = [f.name + ("" if f in files else " (not a file)") for f in entries]
         raise WeightsNotFoundError(
             f"model_name={model_name!r}: {folder} should be a folder with "
-            "open_clip_config.json and weights (.safetensors, .bin or .pth); found "
-            f"{[f.name for f in files] if folder.is_dir() else 'no such folder'}."
+            f"{HUB_CONFIG} and weights (.safetensors, .bin or .pth); found "
+            f"{found if folder.is_dir() else 'no such folder'}."
         )
     # Whatever else is there, such as a log that grows, does not change the model.
     read = (".json", ".txt", ".model", *_WEIGHT_SUFFIXES)
@@ -282,7 +278,7 @@ def _find_built_in(model_name, pretrained):
     for candidate in (plain, name):
         if open_clip.get_pretrained_cfg(candidate, pretrained):
             return Source(candidate, pretrained.lower().replace("-", "_"))
-    path = Path(pretrained).expanduser()
+    path = Path(local_path(pretrained))
     if path.is_file():
         # Not where a link leads: names in the hub's cache do not say what a file is.
         return Source(name, str(path.absolute()), (_stamp(path),))
@@ -346,10 +342,10 @@ def _locate(source):
     try:
         if source.name.startswith("hf-hub:"):
             repository = source.name.removeprefix("hf-hub:")
-            hub.find_file(repository, _HUB_CONFIG)
+            hub.find_file(repository, HUB_CONFIG)
             path = hub.find_file(repository, *_HUB_WEIGHTS)
             # Beside the weights also where these are of a later version.
-            hub.find_file(repository, _HUB_CONFIG)
+            hub.find_file(repository, HUB_CONFIG)
             return f"local-dir:{Path(path).parent}", None
         entry = factory.get_pretrained_cfg(source.name, source.pretrained)
         if not entry.get("hf_hub"):
