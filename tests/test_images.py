@@ -304,6 +304,12 @@ class TestReadContent:
         assert e.value.row == 4
         assert "row 4" in str(e.value) and "nowhere.jpg" in str(e.value)
 
+    def test_the_working_directory_may_be_gone(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        tmp_path.rmdir()
+        with pytest.raises(ImageError, match="no such file.*directory is gone"):
+            read_content("nowhere.jpg", 0)
+
     def test_fifo_is_refused_without_waiting(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.jpg")
         with pytest.raises(ImageError, match="not a regular file"):

@@ -145,8 +145,16 @@ def _file_fix(exc, name):
     if "://" in name:
         return "Addresses are not fetched: download the file and pass its path."
     if isinstance(exc, FileNotFoundError):
-        return f"Check the path; the working directory is {os.getcwd()!r}."
+        return f"Check the path; the working directory is {working_directory()}."
     return "Pass the path of a readable image file."
+
+
+def working_directory():
+    """Name the working directory, which somebody may have removed."""
+    try:
+        return repr(os.getcwd())
+    except OSError:
+        return "gone"
 
 
 def shorten(path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skclip_icm._images.reading import as_path
+from skclip_icm._images.reading import as_path, working_directory
 from skclip_icm.files._parts import NpyPart, ParquetPart
 
 # Memory for the rows of one chunk. BLAS runs at full speed on a small part of this.
@@ -207,7 +207,7 @@ def _find(source, column):
     if not found:
         what = f"a folder without {suffix} files" if path.is_dir() else "no such file"
         raise FileNotFoundError(
-            f"{source}: {what}. The working directory is {os.getcwd()!r}."
+            f"{source}: {what}. The working directory is {working_directory()}."
         )
     found.sort(key=_by_numbers)
     _check_numbers(found)
@@ -271,7 +271,7 @@ def _open_part(path, column):
         there = os.path.lexists(path)
         what = "a link to nothing, or no regular file" if there else "no such file"
         raise FileNotFoundError(
-            f"{path}: {what}. The working directory is {os.getcwd()!r}."
+            f"{path}: {what}. The working directory is {working_directory()}."
         )
     if column is not None:
         return ParquetPart(path, column)
