@@ -178,7 +178,7 @@ def test_a_record_with_another_number_is_told(bitmaps, folder):
     record = folder / "embed_files.json"
     text = record.read_text(encoding="utf-8")
     record.write_text(text.replace('"failed": []', '"failed": [1]'), encoding="utf-8")
-    with pytest.raises(ValueError, match="checksum does not match"):
+    with pytest.raises(ValueError, match="checksum is another"):
         embed_files(bitmaps, FEATURIZER, folder)
 
 

@@ -191,13 +191,15 @@ class _Record:
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
             content = {"about": found["about"], "parts": found["parts"]}
-            if found["checksum"] != _checksum(content):
-                raise ValueError("its checksum does not match")
+            intact = found["checksum"] == _checksum(content)
+            why = "its checksum is another"
         except (ValueError, TypeError, KeyError) as error:
+            intact, why = False, error
+        if not intact:
             raise ValueError(
-                f"{self._path} is damaged, or not by embed_files ({error}). Give "
+                f"{self._path} is damaged, or not by embed_files ({why}). Give "
                 "another folder, or remove that one."
-            ) from error
+            )
         there, self._parts = content["about"], content["parts"]
         differing = [key for key in about if there.get(key) != about[key]]
         if differing:
