@@ -151,10 +151,11 @@ def class_embeddings(featurizer, prompts):
     return unit(np.stack([rows.mean(axis=0) for rows in np.split(encoded, ends[:-1])]))
 
 
-def warn_of_map(names, kept, mapped):
+def warn_of_map(names, rows, kept, mapped):
     """Warn of classes that a map makes alike, or of which it leaves nothing.
 
     `kept` is the share of their length that it leaves them, beside that of images.
+    Those whose `rows` were alike before it have been told.
     """
     lost = [name[0] for name, share in zip(names, kept, strict=True) if share < _SAME]
     if lost:
@@ -166,15 +167,17 @@ def warn_of_map(names, kept, mapped):
             stacklevel=6,
         )
     else:
-        warn_of_coinciding(names, unit(mapped), _MAP, stacklevel=7)
+        warn_of_coinciding(names, unit(mapped), rows, _MAP, stacklevel=7)
 
 
-def warn_of_coinciding(names, rows, texts=_WORDS, stacklevel=4):
+def warn_of_coinciding(names, rows, before=None, texts=_WORDS, stacklevel=4):
     """Warn of classes of which the first is predicted always, the others never."""
     told = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        cosines = rows[start : start + _ROWS_AT_ONCE] @ rows[start:].T
-        pairs = np.argwhere(np.triu(cosines > 1 - _SAME, 1)) + start
+        alike = _alike(rows, start)
+        if before is not None:
+            alike &= ~_alike(before, start)
+        pairs = np.argwhere(np.triu(alike, 1)) + start
         pairs = pairs[: _MAX_TOLD + 1]
         told += [f"{names[i][0]!a} and {names[j][0]!a}" for i, j in pairs]
         if len(told) > _MAX_TOLD:
@@ -188,6 +191,10 @@ def warn_of_coinciding(names, rows, texts=_WORDS, stacklevel=4):
             UserWarning,
             stacklevel=stacklevel,
         )
+
+
+def _alike(rows, start):
+    return rows[start : start + _ROWS_AT_ONCE] @ rows[start:].T > 1 - _SAME
 
 
 def _encode_prompts(featurizer, prompts):

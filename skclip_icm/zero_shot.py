@@ -313,7 +313,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         T = self.text_embeddings_
         mapped = icm.project(Z), icm.project(T)
         images, texts = map(_lengths, mapped)
-        warn_of_map(names, texts / (images / _lengths(Z)).max(), mapped[1])
+        warn_of_map(names, T, texts / (images / _lengths(Z)).max(), mapped[1])
         (spread, mean), (mapped_spread, mapped_mean) = (
             _spread_and_mean(_cosines(*rows)) for rows in ((Z, T), mapped)
         )
