@@ -81,10 +81,14 @@ def compare(model, folder):
 def modest_text(name):
     import open_clip
 
-    config = open_clip.get_model_config(name)
-    if "hf_model_name" in config["text_cfg"] or n_parameters(name) > LARGEST:
-        config["text_cfg"] = PLAIN_TEXT
-    return patch.dict("open_clip.factory._MODEL_CONFIGS", {name: config})
+    # Weights may be known under one name and be loaded under the other.
+    plain = name.removesuffix("-quickgelu")
+    configs = {}
+    for name in {plain, f"{plain}-quickgelu"} & set(open_clip.list_models()):
+        configs[name] = config = open_clip.get_model_config(name)
+        if "hf_model_name" in config["text_cfg"] or n_parameters(name) > LARGEST:
+            config["text_cfg"] = PLAIN_TEXT
+    return patch.dict("open_clip.factory._MODEL_CONFIGS", configs)
 
 
 def n_parameters(name):
