@@ -1,5 +1,7 @@
 """Embeddings that carry the embeddings of their intervened counterparts."""
 
+from numbers import Integral
+
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from sklearn.utils._set_output import _wrap_data_with_container
@@ -237,7 +239,9 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
             rows, *others = rows
             if any(o is not ... and o != slice(None) for o in others):
                 raise TypeError(f"Only rows can be selected. {_USE_ASARRAY}")
-        if not isinstance(rows, slice | int | None) and rows is not ...:
+        if isinstance(rows, Integral) and not isinstance(rows, bool):
+            return self._embeddings[rows]
+        if not isinstance(rows, slice | bool | None) and rows is not ...:
             rows = np.asarray(rows)
             rows = rows if rows.size else rows.astype(np.intp)  # [] is of floats
         at = np.arange(self._source.shape[0])[self._rows][rows]
