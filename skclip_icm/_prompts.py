@@ -218,7 +218,9 @@ def _encode_prompts(featurizer, prompts):
 
 def unit(rows):
     """Return rows of unit length, or of zeros, whatever the size of the numbers."""
-    peaks = np.abs(rows).max(axis=1, keepdims=True)
+    largest, smallest = (f(axis=1, keepdims=True) for f in (rows.max, rows.min))
+    peaks = np.maximum(largest, -smallest)
     rows = rows / np.where(peaks > 0, peaks, 1)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(norms, np.finfo(rows.dtype).tiny)
+    rows /= np.maximum(norms, np.finfo(rows.dtype).tiny)
+    return rows

@@ -118,13 +118,14 @@ def _shift(Z, Z_train, options):
     check_embeddings(Z_train, "X_train")
     check_same_columns(Z, column_names(Z_train), "X", "X_train")
     # Missing values are passed over by the scaler, and would make the mean NaN.
-    for name, rows in ("X", Z), ("X_train", Z_train):
-        check_finite(as_floats(rows), name)
+    values = as_floats(Z)
+    check_finite(values, "X")
+    check_finite(as_floats(Z_train), "X_train")
     shift = StandardScaler(with_std=False).fit(Z_train)
     if hasattr(Z, "columns"):
         shift.set_output(transform=type(Z).__module__.partition(".")[0])
     mean = shift.mean_
-    shift.mean_ = moved_mean(mean, as_floats(Z), **options) - mean
+    shift.mean_ = moved_mean(mean, values, **options) - mean
     return shift
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.base import clone
 
 from skclip_icm._batches import add_columns, check_columns, floats, located, values_of
+from skclip_icm._estimators import is_featurizer
 from skclip_icm._projection.groups import Groups, group_rows
 from skclip_icm._projection.merging import check_mergeable
 from skclip_icm._projection.partial_fit import check_transformer
@@ -361,7 +362,7 @@ def _pool_size(concurrency, num_cpus):
 
 
 def _check_featurizer(featurizer, counterparts):
-    if not hasattr(featurizer, "intervene"):
+    if not is_featurizer(featurizer):
         raise TypeError(
             f"featurizer is of type {type(featurizer).__name__}, expected a "
             "CLIPFeaturizer; of a pipeline, that step alone."

@@ -381,8 +381,8 @@ def _check_pairs(icm, Z):
 
 def _lengths(rows):
     """Norms of rows, such that they can be divided by."""
-    norms = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
-    return np.maximum(norms, np.finfo(np.float64).tiny)
+    squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return np.maximum(np.sqrt(squares), np.finfo(np.float64).tiny)
 
 
 def _cosines(Z, T):

@@ -19,8 +19,8 @@ from skclip_icm._images.inputs import ImageError, as_items, read_content
 from skclip_icm._images.reading import as_path
 from skclip_icm._locks import locked_file
 from skclip_icm._replacing import remove_unfinished, replacing
-from skclip_icm.files._embedding_files import EmbeddingFiles
-from skclip_icm.files._parts import NpyPart, ParquetPart, write_npy
+from skclip_icm.files._embedding_files import EmbeddingFiles, open_part
+from skclip_icm.files._parts import write_npy
 from skclip_icm.interventions import resolve_interventions
 
 logger = logging.getLogger("skclip_icm")
@@ -286,7 +286,7 @@ def _is_whole(file, n_rows):
     if not file.exists():
         return False
     try:
-        part = NpyPart(file) if file.suffix == ".npy" else ParquetPart(file, _COLUMN)
+        part = open_part(file, None if file.suffix == ".npy" else _COLUMN)
     except ValueError as error:
         logger.warning("%s It is written again.", error)
         return False

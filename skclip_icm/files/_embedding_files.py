@@ -77,7 +77,7 @@ class EmbeddingFiles:
         self.column = column
         # Absolute: the working directory may change before they are read.
         self.paths = [path.absolute() for path in _find(source, column)]
-        self._parts = [_open_part(path, column) for path in self.paths]
+        self._parts = [open_part(path, column) for path in self.paths]
         filled = [part for part in self._parts if part.n_rows]
         if not filled:
             raise ValueError(f"{source}: no file there holds a row.")
@@ -262,7 +262,8 @@ def _features(part):
     return " counterparts of ".join([*map(str, several), f"{d} features"])
 
 
-def _open_part(path, column):
+def open_part(path, column):
+    """Return a file of embeddings with its rows, or raise an error that says why."""
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder, expected a file: a pattern or list names files."

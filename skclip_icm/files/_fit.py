@@ -215,9 +215,9 @@ def _chunks(X, n_rows):
 
 def _stack(counterparts):
     if len(counterparts) > 1:
-        rows = map(np.asarray, counterparts)
-        rows = [rows[:, None] if rows.ndim == 2 else rows for rows in rows]
-        return np.concatenate(rows, axis=1)
+        arrays = map(np.asarray, counterparts)
+        views = [rows[:, None] if rows.ndim == 2 else rows for rows in arrays]
+        return np.concatenate(views, axis=1)
     return counterparts[0] if counterparts else None
 
 
