@@ -84,9 +84,9 @@ def modest_text(name):
     # Weights may be known under one name and be loaded under the other.
     plain = name.removesuffix("-quickgelu")
     configs = {}
-    for name in {plain, f"{plain}-quickgelu"} & set(open_clip.list_models()):
-        configs[name] = config = open_clip.get_model_config(name)
-        if "hf_model_name" in config["text_cfg"] or n_parameters(name) > LARGEST:
+    for variant in {plain, f"{plain}-quickgelu"} & set(open_clip.list_models()):
+        configs[variant] = config = open_clip.get_model_config(variant)
+        if "hf_model_name" in config["text_cfg"] or n_parameters(variant) > LARGEST:
             config["text_cfg"] = PLAIN_TEXT
     return patch.dict("open_clip.factory._MODEL_CONFIGS", configs)
 

@@ -40,14 +40,6 @@ def read_config(name):
     return config
 
 
-def _check_sizes(tower):
-    for key, most in _MOST.items():
-        value = tower.get(key)
-        for size in value if isinstance(value, list) else [value]:
-            if isinstance(size, int) and not 0 <= size <= most:
-                raise ValueError(f"{key} is {value!r}, expected at most {most}")
-
-
 def check_preprocessing(given):
     """Return pairs of key and value, or raise an error that lists what is possible."""
     possible = (
@@ -89,3 +81,11 @@ def check_own_preprocessing(preprocess, name):
             f"What the weights of {name} say of preprocessing cannot be: "
             f"{error or preprocess} CLIPFeaturizer(preprocessing=...) takes its place."
         ) from error
+
+
+def _check_sizes(tower):
+    for key, most in _MOST.items():
+        value = tower.get(key)
+        for size in value if isinstance(value, list) else [value]:
+            if isinstance(size, int) and not 0 <= size <= most:
+                raise ValueError(f"{key} is {value!r}, expected at most {most}")

@@ -55,14 +55,6 @@ def hash_weights(state):
     return digest.hexdigest()
 
 
-def _check_kind(weights, values):
-    if weights.is_floating_point() and not values.is_floating_point():
-        raise TypeError(
-            f"the values are {values.dtype}, expected floating point. Quantised "
-            "weights cannot be used."
-        )
-
-
 def why_unreadable(paths, error):
     """Say what files are in place of weights; if that is not plain, what was met."""
     for path in paths:
@@ -91,3 +83,11 @@ def _found_instead(path):
     if not is_safetensors and start[8:10] == b'{"':
         return "a safetensors file. Let its name end in .safetensors."
     return None
+
+
+def _check_kind(weights, values):
+    if weights.is_floating_point() and not values.is_floating_point():
+        raise TypeError(
+            f"the values are {values.dtype}, expected floating point. Quantised "
+            "weights cannot be used."
+        )
