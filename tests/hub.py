@@ -42,8 +42,9 @@ class Hub:
         come back in an hour), of every answer or, after "file ", of those that send
         large files; "zeroed" (content after 1 MB), "truncated" (half of a file, as if
         it were all), "dropped" (the first answer with each large file ends early),
-        "stalled" (silent amid a file), "silent" (no answer), "slow" (a pause after each
-        piece), "trickling" (a byte now and then, for ever).
+        "breaking" (every one does, from its start), "stalled" (silent amid a file),
+        "silent" (no answer), "slow" (a pause after each piece), "trickling" (a byte now
+        and then, for ever).
     requests : list of Request
     """
 
@@ -165,7 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncated":
             content = content[: len(content) // 2]
         start = 0
-        if asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked and fault != "breaking":
             start = int(asked[1])
         size, headers = len(content), {"Accept-Ranges": "bytes"}
         if start:
@@ -190,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         is_first = self.hub.asked(method="GET").count(self.path) == 1
-        if fault == "stalled" or fault == "dropped" and is_first:
+        if fault in ("stalled", "breaking") or fault == "dropped" and is_first:
             content = content[: len(content) // 2]
             self.close_connection = True
         piece, pause = (1, 0.1) if fault == "trickling" else (_PIECE, 0.01)

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -17,7 +18,7 @@ open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("resource")  # full disks are played with it
 
 from hub import Hub, User  # noqa: E402
-from huggingface_hub import constants, file_download  # noqa: E402
+from huggingface_hub import constants, file_download, hf_hub_download  # noqa: E402
 from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save, save_file  # noqa: E402
@@ -218,6 +219,26 @@ def test_a_download_that_stalls_ends(hub, configs, tmp_path):
         failed = user.load(OPENAI)
     assert failed.get("error") == "WeightsNotFoundError", failed
     assert re.search("(?i)timed? ?out", failed["message"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "tqdm_class" not in inspect.signature(hf_hub_download).parameters,
+    reason="huggingface_hub before 1.1 cannot be told",
+)
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("trickling", "expected at least 1000 a second"), ("breaking", "cannot be resumed")],
+)
+def test_a_download_that_never_ends_is_given_up(fault, message, hub, configs, tmp_path):
+    hub.fault = fault
+    with User(hub.endpoint, tmp_path, configs, **QUICK) as user:
+        failed = user.load(OPENAI)
+    assert failed.get("error") == "WeightsNotFoundError", failed
+    assert message in failed["message"]
+    hub.fault = None
+    with User(hub.endpoint, tmp_path, configs, **QUICK) as user:
+        assert "error" not in user.load(OPENAI)
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import hashlib
 import os
 import re
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ _LONG, _PAUSE = 5.0, 30.0
 _failures = {}
 _BUSY = (408, 429)  # as after 5xx, the hub's client tries again
 _PATIENCE = 60  # seconds that the hub may ask for until then
+_SLOWEST = 1000  # bytes a second
+_BEGINNINGS = 5  # of one file, by a server that breaks off and cannot resume
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 or SHA-256
 _SMALL = 1 << 27  # bytes; larger files are weights
 
@@ -127,10 +130,76 @@ def _download(repository, names):
 
     for name in names:
         if _has(repository, name):
-            return hf_hub_download(repository, name, cache_dir=constants.HF_HUB_CACHE)
+            with _ending_what_crawls() as options:
+                return hf_hub_download(
+                    repository, name, cache_dir=constants.HF_HUB_CACHE, **options
+                )
     raise FileNotFoundError(
         f"{repository} at {constants.ENDPOINT} has no {' or '.join(names)}."
     )
+
+
+@contextmanager
+def _ending_what_crawls():
+    """Give the options by which the hub's client ends a download that hardly moves.
+
+    By itself it ends one only where nothing comes. Clients before 1.1 have no such
+    option.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    if "tqdm_class" not in signature(hf_hub_download).parameters:
+        yield {}
+        return
+    size = constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = None  # as it comes: 10 MB may never be full
+    try:
+        yield {"tqdm_class": _impatient_bar()}
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = size
+
+
+def _impatient_bar():
+    """Return the client's progress bar as a class that raises OSError in time."""
+    from huggingface_hub import constants, utils
+
+    window = 6 * constants.HF_HUB_DOWNLOAD_TIMEOUT
+
+    class ImpatientBar(utils.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._beginnings = 1
+            self._restart_clock()
+
+        def update(self, n=1):
+            if n < 0:  # what has come is thrown away
+                self._beginnings += 1
+                self._restart_clock()
+            self._bytes += max(n, 0)
+            self._check()
+            return super().update(n)
+
+        def _restart_clock(self):
+            self._since, self._bytes = time.monotonic(), 0
+
+        def _check(self):
+            seconds = time.monotonic() - self._since
+            if self._beginnings > _BEGINNINGS:
+                raise OSError(
+                    f"the download from {constants.ENDPOINT} broke off {_BEGINNINGS} "
+                    "times, and cannot be resumed."
+                )
+            if seconds > window and self._bytes < _SLOWEST * seconds:
+                raise OSError(
+                    f"the download from {constants.ENDPOINT} brought {self._bytes} "
+                    f"bytes in {seconds:.0f} s, expected at least {_SLOWEST} a second. "
+                    "To wait longer, set HF_HUB_DOWNLOAD_TIMEOUT, of which this is 6 "
+                    "times."
+                )
+            if seconds > window:
+                self._restart_clock()
+
+    return ImpatientBar
 
 
 def _has(repository, name):
