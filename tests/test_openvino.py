@@ -471,6 +471,10 @@ def test_int8_is_refused_where_it_changes_too_much(small, photographs, monkeypat
 def test_int8_that_cannot_be(small, photographs, monkeypatch):
     with pytest.raises(ValueError, match="needs calibration, found none"):
         CLIPFeaturizer(**small, dtype="int8").fit(photographs)
+    for wrong in (["gone.jpg"], [], "cat.jpg", [b"no image"]):
+        int8 = CLIPFeaturizer(**small, dtype="int8", calibration=wrong)
+        with pytest.raises((TypeError, ValueError), match=r"^calibration: (X|row 0)"):
+            int8.fit(photographs)
     int8 = CLIPFeaturizer(**small, dtype="int8", calibration=photographs)
     with pytest.raises(ValueError, match="int8.*backend='torch'"):
         int8.set_params(backend="torch").fit(photographs)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import numpy as np
@@ -26,12 +27,12 @@ class Calibration:
     ------
     ImportError
         If NNCF is not installed.
-    ValueError
-        If there are no images.
+    ValueError, TypeError
+        If there are no images, or what is given is none.
     """
 
     def __init__(self, images):
-        if images is None or not len(items := as_items(images)):
+        if images is None:
             raise ValueError(
                 "dtype='int8' needs calibration, found none. Give some hundred images "
                 "that are typical of yours, as paths: CLIPFeaturizer(dtype='int8', "
@@ -42,24 +43,34 @@ class Calibration:
                 "dtype='int8' needs the package nncf, which is not installed. Run: "
                 'pip install "skclip-icm[openvino]"'
             )
-        self.contents, found = [], hashlib.sha256()
-        self._names = []
-        for row, item in enumerate(items):
-            self._names.append(
-                os.fsdecode(item) if isinstance(item, str | os.PathLike) else ""
-            )
-            self.contents.append(read_content(item, row))
-            found.update(digest(self.contents[-1], row))
+        self._names, self.contents, found = [], [], hashlib.sha256()
+        with _told_of_calibration():
+            for row, item in enumerate(as_items(images)):
+                self._names.append(
+                    os.fsdecode(item) if isinstance(item, str | os.PathLike) else ""
+                )
+                self.contents.append(read_content(item, row))
+                found.update(digest(self.contents[-1], row))
         self.key = found.hexdigest()
 
     def quantizer(self, resize, is_transformer):
         """Return a `Quantizer` on the images as a model sees them."""
         rows = enumerate(zip(self.contents, self._names, strict=True))
-        images = [
-            np.asarray(decode(content, row, name, None, resize))
-            for row, (content, name) in rows
-        ]
+        with _told_of_calibration():
+            images = [
+                np.asarray(decode(content, row, name, None, resize))
+                for row, (content, name) in rows
+            ]
         return Quantizer(np.stack(images), is_transformer)
+
+
+@contextmanager
+def _told_of_calibration():
+    """Let errors say that it is not X whose rows they name."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"calibration: {error}") from error
 
 
 class Quantizer:
