@@ -295,7 +295,7 @@ class CLIPFeaturizer(
         Parameters
         ----------
         texts : sequence of str
-            Texts; the model cuts them at its context length.
+            Texts; the model cuts them at its context length, with a warning.
 
         Returns
         -------

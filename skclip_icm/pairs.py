@@ -237,7 +237,9 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
     def __getitem__(self, rows):
         if isinstance(rows, tuple):  # scikit-learn selects rows by X[rows, ...]
             rows, *others = rows
-            if any(o is not ... and o != slice(None) for o in others):
+            if not all(
+                o is ... or (isinstance(o, slice) and o == slice(None)) for o in others
+            ):
                 raise TypeError(f"Only rows can be selected. {_USE_ASARRAY}")
         if isinstance(rows, Integral) and not isinstance(rows, bool):
             return self._embeddings[rows]

@@ -135,3 +135,10 @@ def test_errors_of_a_callable_say_which_caption():
     with pytest.raises(ZeroDivisionError) as caught:
         captions(["dog", "cat"], lambda text: str(1 / (text == "dog")))
     assert "contents[1], 'cat'" in caught.value.__notes__[0]
+
+
+def test_texts_that_are_cut_are_told_where_they_come_from():
+    featurizer = CLIPFeaturizer("demo")
+    with pytest.warns(UserWarning, match="were cut, the first texts.1., 'cat ") as told:
+        featurizer.encode_text(["a cat", "cat " * 99])
+    assert told[0].filename == __file__

@@ -31,7 +31,8 @@ from skclip_icm._encoding.encoder import (  # noqa: E402
 )
 from skclip_icm._encoding.torch_tower import TorchTower  # noqa: E402
 
-TEXTS = ["a photo of a cat.", "a red bus", "x " * 200]
+TEXTS = ["a photo of a cat.", "a red bus", "x " * 200]  # the last is cut
+pytestmark = pytest.mark.filterwarnings("ignore:The model reads")
 CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {
@@ -270,6 +271,23 @@ def test_many_texts_do_not_depend_on_batches(files):
     together = encoder.encode_text(texts)
     apart = np.concatenate([encoder.encode_text([t]) for t in texts[250:]])
     np.testing.assert_allclose(together[250:], apart, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", ["cat.", "\N{CAT FACE}", "猫"])
+def test_texts_that_are_cut_are_told(files, last):
+    encoder = load_encoder("tiny", files["tiny"], device="cpu", dtype="float32")
+    tokenize = open_clip.get_tokenizer("tiny")
+    length = tokenize(["a"]).shape[1]
+    n_tokens = len(tokenize.encode(last))
+    filled = "x " * (length - 2 - n_tokens) + last
+    assert tokenize([filled])[0, -2] == tokenize.encode(last)[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what just fits is read
+        encoder.encode_text([filled, f"x {last}"] * 200)
+    longer = "x " * n_tokens + filled
+    texts = ["a cat"] * 300 + [longer, "a", f"x {longer}"]
+    with pytest.warns(UserWarning, match=rf"{length} tokens.* 2 of 303 .*texts\[300\]"):
+        encoder.encode_text(texts)
 
 
 def test_resize_leaves_model_sized_images_alone(files):

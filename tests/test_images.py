@@ -26,7 +26,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin
 from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding.stores import _MemoryStore
 from skclip_icm._images import decoding as images
-from skclip_icm._images import deep, opening
+from skclip_icm._images import deep, opening, telling
 from skclip_icm._images.decoding import (
     ImageError,
     as_items,
@@ -168,6 +168,10 @@ class TestAsItems:
         ):
             [item] = as_items([path])
             assert read_content(item) == b"content"
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file:a.png").write_bytes(b"a name like any other")
+        [item] = as_items(["file:a.png"])
+        assert read_content(item) == b"a name like any other"
         [item] = as_items(["file://elsewhere/a.png"])
         with pytest.raises(ImageError, match="Addresses are not fetched.* 'file:///'"):
             read_content(item)
@@ -348,11 +352,22 @@ class TestReadContent:
         with pytest.raises(ImageError, match=r"row 2: .*\[0, 1\]"):
             read_content(np.full((4, 4, 3), value), 2)
 
-    def test_floats_just_above_are_told_to_the_last_digit(self):
-        with pytest.raises(
-            ImageError, match=r"values from 0\.2 to 1\.0000001, a float"
-        ):
-            read_content(np.array([[0.2, 1.0000001]], np.float32))
+    def test_floats_just_outside_are_what_they_round_to(self):
+        """Resizing, and turning normalisation back, leave such values."""
+        pixels = read_content(np.array([[-1e-17, 1.0000001]]))
+        np.testing.assert_array_equal(pixels, [[0, 255]])
+
+    def test_floats_above_are_told_to_the_last_digit(self):
+        with pytest.raises(ImageError, match=r"values from 0\.2 to 1\.0021, a float"):
+            read_content(np.array([[0.2, 1.0021]], np.float32))
+
+    def test_masked_pixels_are_refused(self):
+        pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+        np.testing.assert_array_equal(read_content(np.ma.array(pixels)), pixels)
+        masked = np.ma.masked_greater(np.stack([pixels] * 3, axis=-1), 20)
+        for image in masked, masked / 255:
+            with pytest.raises(ImageError, match=r"row 3: .*masked.*array\.filled"):
+                read_content(image, 3)
 
     @pytest.mark.parametrize("dtype", ["int64", "uint16", "bool", "complex64"])
     def test_wrong_dtype(self, dtype):
@@ -988,6 +1003,63 @@ def test_deep_tiff_files_are_seen_as_those_of_8_bits(kind, photometric, order):
         return
     np.testing.assert_allclose(found.astype(int), expected, atol=int(bits == 12))
     np.testing.assert_array_equal(decode(Image.open(io.BytesIO(file))), found)
+
+
+def bitmap(pixels, alpha):
+    """A BMP file of four bytes a pixel, that says which of them is the transparency."""
+    height, width = pixels.shape[:2]
+    alpha = np.full((height, width), alpha, np.uint8)
+    data = np.dstack([pixels[::-1, :, ::-1], alpha]).tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    size = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, *[0] * 5)
+    header = size + masks + bytes(108 - len(size) - len(masks))
+    start = 14 + len(header)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + header + data
+
+
+def icon(pixels, alpha):
+    """An ICO file with a bitmap of four bytes a pixel, and of its mask nothing."""
+    height, width = pixels.shape[:2]
+    alpha = np.full((height, width), alpha, np.uint8)
+    data = np.dstack([pixels[::-1, :, ::-1], alpha]).tobytes()
+    data += bytes(-(-width // 32) * 4 * height)
+    header = struct.pack("<IiiHHIIiiII", 40, width, 2 * height, 1, 32, 0, *[0] * 5)
+    entry = width, height, 0, 0, 1, 32, len(header + data), 22
+    return struct.pack("<3H4B2H2I", 0, 1, 1, *entry) + header + data
+
+
+@pytest.mark.parametrize("make", [bitmap, icon])
+@pytest.mark.parametrize(
+    "opened", [bytes, lambda content: Image.open(io.BytesIO(content))]
+)
+def test_bitmaps_without_any_transparency_are_seen_as_they_are(make, opened):
+    """Programs leave the fourth byte zero, which says that nothing is to be seen."""
+    pixels = np.asarray(picture((32, 32)))
+    for alpha in 0, 255:
+        assert difference(decode(opened(make(pixels, alpha))), pixels).max() == 0
+    half = np.rint(pixels * (128 / 255) + 127)
+    assert difference(decode(opened(make(pixels, 128))), half).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (lambda p: np.dstack([p, np.zeros_like(p[..., 0])]), "255, 255, 255"),
+        (lambda p: encoded(Image.fromarray(p // 128), "PNG"), "1, 1, 1"),
+        (lambda p: Image.new("L", (9, 9)), "0, 0, 0"),
+        (lambda p: np.full((9, 9), 0.2), "51, 51, 51"),
+    ],
+)
+def test_images_that_show_nothing_are_told(make, seen, caplog, monkeypatch):
+    monkeypatch.setattr(telling, "_n_blank", itertools.count())
+    pixels = np.asarray(picture())
+    featurizer = CLIPFeaturizer("demo", cache=_MemoryStore(), interventions=None)
+    featurizer.transform([make(pixels)])
+    [message] = caplog.messages
+    assert re.search(rf"^row 0: .*one colour, RGB \({seen}\)", message)
+    caplog.clear()
+    featurizer.transform([pixels])
+    assert not caplog.messages
 
 
 def test_memory_that_only_the_file_claims_to_need():

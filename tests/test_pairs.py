@@ -130,6 +130,12 @@ def test_what_an_array_can_do_is_an_error_that_names_asarray(paired):
         paired.columns  # noqa: B018
 
 
+@pytest.mark.parametrize("rows", [np.ix_([0, 1], [0]), (0, 1), (slice(2), None)])
+def test_columns_cannot_be_selected(paired, rows):
+    with pytest.raises(TypeError, match="Only rows can be selected.*numpy.asarray"):
+        paired[rows]
+
+
 def test_values_cannot_be_changed_in_place(paired):
     for values in (np.asarray(paired), paired.counterparts, paired[0]):
         with pytest.raises(ValueError, match="read-only"):

@@ -21,6 +21,7 @@ from skclip_icm._encoding.options import (
     suits_openvino,
 )
 from skclip_icm._encoding.quantizing import Calibration
+from skclip_icm._encoding.texts import tokenized
 from skclip_icm._encoding.torch_state import in_usable_thread, usual_state
 from skclip_icm._encoding.torch_tower import TorchTower, on_raw_pixels
 from skclip_icm._encoding.weights import (
@@ -35,8 +36,7 @@ from skclip_icm._locks import Lock
 __all__ = ["Encoder", "WeightsNotFoundError", "load_encoder", "unload_models"]
 
 # Part of every fingerprint: raised when a change, also of decoding, moves embeddings.
-_NUMERICS_VERSION = 4
-_MAX_TEXTS = 256
+_NUMERICS_VERSION = 5
 _MAX_MODELS = 4
 
 _encoders = OrderedDict()
@@ -307,7 +307,7 @@ class Encoder:
         Parameters
         ----------
         texts : sequence of str, length m
-            Cut by the tokenizer where longer than the model's context.
+            Cut by the tokenizer where longer than the model's context, with a warning.
 
         Returns
         -------
@@ -335,8 +335,7 @@ class Encoder:
 
         parts = []
         with usual_state(self.device.type), torch.inference_mode():
-            for start in range(0, len(texts), _MAX_TEXTS):
-                tokens = self._tokenize(texts[start : start + _MAX_TEXTS])
+            for tokens in tokenized(texts, self._tokenize):
                 features = self._model.encode_text(
                     tokens.to(self.device), normalize=False
                 )

@@ -21,6 +21,7 @@ from skclip_icm._encoding.lanes import encode_batch, start_lanes
 from skclip_icm._encoding.views import AS_IS
 from skclip_icm._images.decoding import decode, digest
 from skclip_icm._images.inputs import ImageError
+from skclip_icm._images.telling import tell_blank
 
 # Decoded images that may wait for the model, in batches: enough that neither idles.
 _BATCHES_AHEAD = 4
@@ -331,6 +332,8 @@ def _render(job, encoder, views, target):
         return job
     try:
         image = decode(job.content, job.row, job.name, target, encoder.resize)
+        if AS_IS in views:
+            tell_blank(image, job.content, job.row, job.name)
         return [_pixels(cell, views, image, encoder) for cell in job.cells]
     except ImageError as error:
         return error

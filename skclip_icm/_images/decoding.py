@@ -67,6 +67,8 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Programs leave the fourth byte of a pixel zero there; browsers, too, then ignore it.
+_OFTEN_WITHOUT_ALPHA = "BMP", "DIB", "ICO"
 # Pixels converted at a time: a conversion in steps would otherwise copy a large image
 # as often as it has steps.
 _BAND_PIXELS = 2**22
@@ -250,11 +252,14 @@ def _load(image, row, name, shared):
 
 
 def _load_pixels(image, row, name):
-    """Load an image, and return it with its transparent colour in as many bits."""
+    """Load an image, and return it with what is transparent as it was meant."""
     shortened = is_shortened(image)
     image.load()
     if shortened:
         tell_dark(image, row, name)
+    if image.format in _OFTEN_WITHOUT_ALPHA and image.mode == "RGBA":
+        alpha = image.getchannel("A")
+        return image.convert("RGB") if alpha.getextrema() == (0, 0) else image
     key = image.info.get("transparency")
     # Pillow shortens the pixels only. If they were loaded before, a large number tells.
     if isinstance(key, tuple) and (shortened or max(key) > 255):

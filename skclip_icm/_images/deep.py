@@ -5,17 +5,13 @@ zero is white and lets a transparent value count.
 """
 
 import itertools
-import logging
 
 import numpy as np
 from PIL import Image
 
 from skclip_icm._images.inputs import check_array, row_error
+from skclip_icm._images.telling import tell
 
-logger = logging.getLogger("skclip_icm")
-
-# Images that the log names in a process; a folder may hold a million of them.
-_MAX_TOLD = 10
 _n_dark = itertools.count()
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
@@ -185,12 +181,12 @@ def _check_range(image, bands, white, inverted, row, name):
 
 
 def _tell_dark(row, name, found, seen, white, fix):
-    logger.log(
-        logging.WARNING if next(_n_dark) < _MAX_TOLD else logging.DEBUG,
-        "%s%s: an image of 16 bits has %s: it is read as nearly %s, since 65535 "
-        "stands for %s. %s",
-        "" if row is None else f"row {row}: ",
+    tell(
+        _n_dark,
+        row,
         name or "a PIL image",
+        "an image of 16 bits has %s: it is read as nearly %s, since 65535 stands for "
+        "%s. %s",
         found,
         seen,
         white,

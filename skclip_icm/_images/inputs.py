@@ -335,6 +335,13 @@ def check_array(array, row, name=""):
         raise row_error(
             row, name, "expected (H, W), (H, W, 3) or (H, W, 4)", "Put channels last."
         )
+    if np.ma.is_masked(array):
+        raise row_error(
+            row,
+            name,
+            "some of its pixels are masked, and an image has none that do not count",
+            "Say what they look like: array.filled(0) for black.",
+        )
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f":
@@ -344,8 +351,10 @@ def check_array(array, row, name=""):
             "expected dtype uint8 (0 to 255)",
             "Scale to 0..255 and convert: array.astype('uint8').",
         )
+    # Resizing and scaling back leave values such as -1e-17 and 1.0000001.
+    levels = np.rint(array * np.float32(255))
     # Comparisons with NaN are false, so this refuses NaN too.
-    if array.size and not (array.min() >= 0 and array.max() <= 1):
+    if array.size and not (levels.min() >= 0 and levels.max() <= 255):
         raise row_error(
             row,
             name,
@@ -353,7 +362,7 @@ def check_array(array, row, name=""):
             "lie in [0, 1]",
             "Divide by the largest possible value, or convert to uint8.",
         )
-    return np.rint(array * np.float32(255)).astype(np.uint8)
+    return levels.astype(np.uint8)
 
 
 # Messages

@@ -72,7 +72,7 @@ def local_path(path):
         return path
     if text.startswith("~"):
         return os.path.expanduser(text)
-    if text[:5].lower() != "file:":
+    if text[:6].lower() != "file:/":  # "file:a.png" is a name like any other
         return path
     parts = urlsplit(text)
     here = parts.netloc.lower() in ("", "localhost")
