@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from broken_images import png, png_chunk
-from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageFile, TiffImagePlugin, WebPImagePlugin
 
 from skclip_icm import CLIPFeaturizer
 from skclip_icm._encoding.stores import _MemoryStore
@@ -144,10 +144,18 @@ class TestAsItems:
         assert items[2] == files[2]
         assert fetched[-1] == 2 and len(fetched) <= 2
 
-    def test_column_of_a_column_has_rows_as_they_come(self):
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            {},  # a column of a column, which cannot be cast
+            {"cast_column": _refuse, "format": {"type": "custom"}},
+            {"cast_column": _refuse, "mode": "L"},
+        ],
+    )
+    def test_columns_that_a_user_transforms_have_rows_as_they_come(self, kind):
         images = [picture(seed=i) for i in range(2)]
-        features = {"image": SimpleNamespace(decode=True)}
-        source = SimpleNamespace(features=features, files=images)  # cannot be cast
+        features = {"image": SimpleNamespace(decode=True, mode=kind.pop("mode", None))}
+        source = SimpleNamespace(features=features, files=images, **kind)
 
         class Inner(Column):
             def __getitem__(self, row):
@@ -981,6 +989,23 @@ def test_signed_numbers_are_refused(dtype, opened):
         decode(opened(content), 3)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "LA"])
+@pytest.mark.parametrize("opened", [bytes, lambda b: Image.open(io.BytesIO(b))])
+def test_channels_stored_apart_are_refused_where_pillow_misreads_them(mode, opened):
+    image = picture().convert(mode)
+    content = encoded(image, "TIFF")
+    assert len(image.getbands()) == len(decode(content).convert(mode).getbands())
+    together, apart = (struct.pack("<HHIHH", 284, 3, 1, n, 0) for n in (1, 2))
+    assert content.count(together) == 1
+    content = content.replace(together, apart)
+    if mode != "LA":  # of 16 bits, as far as what is said of them goes
+        eight, sixteen = (struct.pack("<H", n) * len(mode) for n in (8, 16))
+        assert content.count(eight) == 1
+        content = content.replace(eight, sixteen)
+    with pytest.raises(ImageError, match=r"row 3: .*each stored by itself.*together"):
+        decode(opened(content), 3)
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("kind", ["uint16", "float32", "12 bits"])
@@ -1039,6 +1064,16 @@ def test_bitmaps_without_any_transparency_are_seen_as_they_are(make, opened):
         assert difference(decode(opened(make(pixels, alpha))), pixels).max() == 0
     half = np.rint(pixels * (128 / 255) + 127)
     assert difference(decode(opened(make(pixels, 128))), half).max() <= 1
+
+
+def test_a_flag_of_pillow_makes_no_transparency(monkeypatch):
+    content = encoded(
+        Image.merge("RGBA", [*picture().split(), picture().convert("L")]), "BMP"
+    )
+    expected = np.asarray(decode(content))
+    monkeypatch.setattr(BmpImagePlugin, "USE_RAW_ALPHA", True, raising=False)
+    np.testing.assert_array_equal(decode(content), expected)
+    assert BmpImagePlugin.USE_RAW_ALPHA
 
 
 @pytest.mark.parametrize(

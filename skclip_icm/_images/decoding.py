@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from skclip_icm._images.deep import (
-    check_sign,
+    check_tiff,
     find_scale,
     is_deep,
     is_shortened,
@@ -198,7 +198,7 @@ def decode(content, row=None, name="", target=None, resize=None):
 def _decode(content, row, name, target, resize):
     with _opened(content, row, name) as image:
         check_size(image.size, row, name)
-        check_sign(image, row, name)
+        check_tiff(image, row, name)
         if target is not None and image.format in ("JPEG", "MPO"):
             _reduce(image, target)
         with _turn(image.size):

@@ -14,8 +14,10 @@ from skclip_icm._images.telling import tell
 
 _n_dark = itertools.count()
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+# Tags of TIFF, and values of some.
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC = 258, 259, 262
+_PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 284, 339
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
 
 
 def is_deep(image):
@@ -33,10 +35,12 @@ def is_shortened(image):
     )
 
 
-def check_sign(image, row=None, name=""):
-    """Refuse a TIFF file of signed numbers: of 8 bits, Pillow reads -1 as white.
+def check_tiff(image, row=None, name=""):
+    """Refuse a TIFF file of which Pillow makes another picture, without a word.
 
-    Those of 32 bits are what Pillow itself writes, see `find_scale`.
+    Of signed numbers of 8 bits, it reads -1 as white; those of 32 bits are what it
+    writes itself, see `find_scale`. Where each channel is stored by itself, it takes
+    two bytes of a value for two pixels, and greys with an alpha for something else.
 
     Parameters
     ----------
@@ -50,10 +54,10 @@ def check_sign(image, row=None, name=""):
     Raises
     ------
     ImageError
-        If it has signed numbers of 8 or 16 bits.
+        If it has signed numbers of 8 or 16 bits, or channels stored in such a way.
     """
     tags = getattr(image, "tag_v2", {})
-    bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    bits, n_channels = max(tags.get(_BITS_PER_SAMPLE, (1,))), len(image.getbands())
     if bits <= 16 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         raise row_error(
             row,
@@ -61,6 +65,15 @@ def check_sign(image, row=None, name=""):
             f"a TIFF file of signed numbers of {bits} bits: nothing says what stands "
             "for black and for white",
             "Pass an array, of uint8 or of floats from 0 to 1.",
+        )
+    is_split = tags.get(_PLANAR_CONFIGURATION) == _SEPARATE and n_channels > 1
+    if is_split and (n_channels == 2 or bits > 8 and tags.get(_COMPRESSION, 1) == 1):
+        raise row_error(
+            row,
+            name,
+            f"a TIFF file of {n_channels} channels of {bits} bits, each stored by "
+            "itself, which Pillow misreads",
+            "Save the channels of a pixel together (planar configuration 1).",
         )
 
 

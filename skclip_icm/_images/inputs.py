@@ -237,14 +237,18 @@ class _Column(Sequence):
 
     def __init__(self, column):
         self._rows = column
-        feature = getattr(column.source, "features", {}).get(column.column_name)
-        # A column of structs has columns too, which cannot be cast.
-        if getattr(feature, "decode", False) and hasattr(column.source, "cast_column"):
+        source = column.source
+        feature = getattr(source, "features", {}).get(column.column_name)
+        # What the user's own transform, or a mode such as "L", makes of images, is
+        # theirs. A column of structs has columns too, which cannot be cast.
+        as_stored = (getattr(source, "format", None) or {}).get("type") != "custom"
+        as_stored = as_stored and getattr(feature, "mode", None) in (None, "RGB")
+        decodes = getattr(feature, "decode", False)
+        if as_stored and decodes and hasattr(source, "cast_column"):
             # Else each row would be decoded twice, and its file not be known.
             raw = copy.copy(feature)
             raw.decode = False
-            source = column.source.cast_column(column.column_name, raw)
-            self._rows = source[column.column_name]
+            self._rows = source.cast_column(column.column_name, raw)[column.column_name]
         if len(self):
             _check_one_kind([self._rows[0]])
 

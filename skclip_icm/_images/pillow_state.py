@@ -5,7 +5,7 @@ import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import BmpImagePlugin, Image, ImageFile, PngImagePlugin
 
 from skclip_icm._locks import Flag
 
@@ -38,7 +38,9 @@ def no_warning_raised():
 
 
 def _flag(owner, name, wanted):
-    return Flag(partial(getattr, owner, name), partial(setattr, owner, name), wanted)
+    # An older Pillow may not have the flag, and be as it is with it off.
+    read = partial(getattr, owner, name, False)
+    return Flag(read, partial(setattr, owner, name), wanted)
 
 
 def _at_least_usual(limit):
@@ -53,6 +55,8 @@ _LIMITS = (
     any_size,
     # Pillow does not fill up what is missing of a file with grey.
     _flag(ImageFile, "LOAD_TRUNCATED_IMAGES", lambda value: False).held,
+    # The fourth byte of a bitmap's pixel is no transparency where nothing says so.
+    _flag(BmpImagePlugin, "USE_RAW_ALPHA", lambda value: False).held,
     # Of one text in a PNG file and of all, in bytes. An editor may write its settings
     # or a workflow there: a long text makes no picture a broken one.
     _flag(PngImagePlugin, "MAX_TEXT_CHUNK", lambda value: 2**24).held,
