@@ -989,6 +989,23 @@ def test_signed_numbers_are_refused(dtype, opened):
         decode(opened(content), 3)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L"])
+@pytest.mark.parametrize("no_jp2", [False, True])
+def test_deep_colours_of_jpeg_2000_are_refused(mode, no_jp2):
+    """Pillow rounds 65535 to 256, of which 0 is left."""
+    image = picture().convert(mode)
+    content = encoded(image, "JPEG2000", no_jp2=no_jp2)
+    assert difference(decode(content), decode(image)).max() == 0
+    components = b"\x07\x01\x01" * len(image.getbands())
+    assert content.count(components) == 1
+    deep = content.replace(components, components.replace(b"\x07", b"\x0b"))
+    if mode == "L":
+        assert decode(deep).mode == "RGB"
+    else:
+        with pytest.raises(ImageError, match="row 3: .*makes white black, found 12"):
+            decode(deep, 3)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "LA"])
 @pytest.mark.parametrize("opened", [bytes, lambda b: Image.open(io.BytesIO(b))])
 def test_channels_stored_apart_are_refused_where_pillow_misreads_them(mode, opened):

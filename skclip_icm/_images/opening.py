@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import DibImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.IcoImagePlugin import IcoFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -46,6 +47,7 @@ MAX_PIXELS = 178_956_970
 #: of a model would make gigabytes of it.
 MAX_RATIO = 256
 
+_WHITE_LOST = "colours of more than 8 bits, of which Pillow makes white black"
 _RAW = "a raw file of a camera, or another whose first picture is a preview"
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # tags of TIFF
 _STRETCHED = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits, to 255
@@ -244,9 +246,26 @@ def _open_tiff(file, filename):
     return image
 
 
+def _open_jpeg2000(file, filename):
+    """Open a JPEG 2000 file, but none of colours of more than 8 bits.
+
+    Pillow rounds them to 8 bits such that white becomes black.
+    """
+    image = Jpeg2KImageFile(file, filename)
+    data = file.getvalue()
+    # Source: ITU-T T.800, A.5.1: number of components, then three bytes for each.
+    start = data.find(b"\xff\x4f\xff\x51") + 40
+    count = int.from_bytes(data[start : start + 2], "big")
+    depths = [1 + (b & 0x7F) for b in data[start + 2 : start + 2 + 3 * count : 3]]
+    if len(image.getbands()) > 1 and max(depths, default=0) > 8:
+        raise ValueError(f"{_WHITE_LOST}, found {max(depths)}")
+    return image
+
+
 _OURS = {
     "GIF": _BoundedGif,
     "ICO": _open_icon,
+    "JPEG2000": _open_jpeg2000,
     "PNG": _open_png,
     "TIFF": _open_tiff,
     "WEBP": _open_webp,
