@@ -121,12 +121,12 @@ def digest(content, row=None):
 def decode(content, row=None, name="", target=None, resize=None):
     """Decode one image to RGB.
 
-    The EXIF orientation is applied; transparency is laid on white; an animation
-    gives its first frame (a PIL image its current one), a multi-page file its first
-    page. 16-bit greyscale is divided by 257 and rounded; mode "I" must lie in
-    [0, 65535], is taken as 16-bit and refused if it would be nearly black; mode "F"
-    must lie in [0, 1]. Colour profiles are not applied. A truncated file is an error,
-    a damaged EXIF block is not.
+    The EXIF orientation is applied; transparency is laid on white, but not that of a
+    bitmap that is transparent everywhere; an animation gives its first frame (a PIL
+    image its current one), a multi-page file its first page. 16-bit greyscale is
+    divided by 257 and rounded; mode "I" must lie in [0, 65535], is taken as 16-bit and
+    refused if it would be nearly black; mode "F" must lie in [0, 1]. Colour profiles
+    are not applied. A truncated file is an error, a damaged EXIF block is not.
 
     Parameters
     ----------
