@@ -1,10 +1,13 @@
 """What comes in containers: entries by position, whatever the index."""
 
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Number
 
 import numpy as np
 from scipy.sparse import issparse
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 
 
 def refuse_tables(values, name, expected):
@@ -26,6 +29,13 @@ def refuse_tables(values, name, expected):
             f"{name} is a table of the columns {shorten(values.column_names)}, "
             f"expected {expected}. Select a column, such as {name}['name'], or make a "
             f"frame of it, {name}.to_pandas()."
+        )
+    fields = getattr(getattr(values, "dtype", None), "names", None)
+    if fields:
+        raise TypeError(
+            f"{name} is an array of records of the fields {shorten(fields)}, expected "
+            f"{expected}. Select a field, such as {name}['name'], or make an array of "
+            f"all: numpy.lib.recfunctions.structured_to_unstructured({name})."
         )
 
 
@@ -67,15 +77,41 @@ def entries(values, name, expected):
                 f"{name} has shape {values.shape}, expected {expected}. Select the one "
                 "column that holds them."
             )
-        return np.ravel(values).tolist()
+        return list(map(unwrapped, np.ravel(values).tolist()))
     if hasattr(values, "to_pylist"):  # of Arrow
         return values.to_pylist()
     if isinstance(values, Sequence) or hasattr(values, "__array__"):
-        return list(values)
-    raise TypeError(
-        f"{name} is of type {type(values).__name__}, expected {expected}. Turn an "
-        "iterator into a list first."
-    )
+        return list(map(unwrapped, values))
+    raise no_sequence(values, name, expected)
+
+
+def no_sequence(values, name, expected):
+    """Return the error that what is given has no entries in an order."""
+    if isinstance(values, set | frozenset):
+        advice = (
+            "A set has no order, so nothing says which row is whose: keep what is to "
+            "be in rows in a list from the start."
+        )
+    elif issparse(values):
+        advice = "Sparse data was passed: call its toarray() first."
+    elif hasattr(values, "__iter__"):
+        advice = "Turn an iterator into a list first."
+    else:
+        advice = "Pass a list."
+    what = f"{name} is of type {type(values).__name__}, expected {expected}."
+    return TypeError(f"{what} {advice}")
+
+
+def unwrapped(entry):
+    """Return what a scalar of Arrow, or an array or tensor without dimensions, holds.
+
+    So a list of what iteration over a column or a data set gives is taken.
+    """
+    if hasattr(entry, "as_py"):
+        return entry.as_py()
+    if getattr(entry, "ndim", None) != 0 or isinstance(entry, np.generic):
+        return entry
+    return entry[()] if isinstance(entry, np.ndarray) else entry.item()
 
 
 def only_column(frame, name, expected):
@@ -105,8 +141,12 @@ def check_texts(texts, name):
 
 
 def printable(text):
-    """Return text that can be written: names of files may hold any bytes."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    """Return text that can be written: names of files may hold any bytes.
+
+    Of control characters, SVG has lines and tabs only.
+    """
+    text = _NOT_IN_XML.sub(lambda found: ascii(found[0])[1:-1], str(text))
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_missing(value):

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import issparse
 
-from skclip_icm._containers import only_column, refuse_tables, shorten
+from skclip_icm._containers import (
+    no_sequence,
+    only_column,
+    refuse_tables,
+    shorten,
+)
 
 _EMBEDDINGS = "an array or frame of embeddings"
 
@@ -24,10 +29,7 @@ def check_embeddings(values, name):
         )
     arrays = hasattr(values, "__array__") or hasattr(values, "__array_namespace__")
     if not arrays and not isinstance(values, Sequence):
-        raise TypeError(
-            f"{name} is of type {type(values).__name__}, expected {_EMBEDDINGS}. Turn "
-            "an iterator into a list first."
-        )
+        raise no_sequence(values, name, _EMBEDDINGS)
     if np.ma.is_masked(values):
         row = int(np.ma.getmaskarray(values).reshape(len(values), -1).any(1).argmax())
         raise ValueError(
@@ -54,6 +56,12 @@ def check_same_columns(values, columns, name, like="X"):
     order, and names count where they are strings.
     """
     check_embeddings(values, name)
+    kinds = sorted({type(c).__name__ for c in getattr(values, "columns", ())})
+    if "str" in kinds and len(kinds) > 1:
+        raise TypeError(
+            f"{name} has columns named by {' and '.join(kinds)}, expected strings "
+            f"alone: {name}.columns = {name}.columns.astype(str) makes them."
+        )
     found, expected = column_names(values), None if columns is None else list(columns)
     if found is not None and expected is not None and found != expected:
         at = next(i for i, c in enumerate([*found, None]) if [c] != expected[i : i + 1])

@@ -4,12 +4,16 @@ A label is never turned into another one: not by a cast that merges two of them,
 by one that makes a name of a missing value.
 """
 
+import datetime
+
 import numpy as np
 from sklearn.base import is_regressor
 from sklearn.utils import column_or_1d
 
-from skclip_icm._containers import entries, is_missing, refuse_tables
+from skclip_icm._containers import entries, is_missing, refuse_tables, unwrapped
 from skclip_icm._projection.arrays import to_numpy
+
+_TIMES = datetime.date | datetime.timedelta  # Python's
 
 
 def check_labels(labels, name, n):
@@ -70,8 +74,8 @@ def comparable(predicted, labels, method):
             f"{method} predicts an array of shape {predicted.shape}, expected "
             f"({len(labels)},): one class for each row."
         )
-    if predicted.dtype == object and labels.dtype.kind in "mM":
-        predicted = predicted.astype(f"{labels.dtype.kind}8[us]")  # of Python's times
+    if labels.dtype.kind in "mM" and all(isinstance(p, _TIMES) for p in predicted):
+        predicted = predicted.astype(f"{labels.dtype.kind}8[us]")
     both = join(labels, predicted)
     try:
         _check_alike(both, "y")
@@ -136,14 +140,20 @@ def _as_array(labels, name, expected):
         values[np.ma.getmaskarray(labels)] = None
         return values
     # Not of Arrow, where a null among dictionary-encoded chunks becomes another label,
-    # nor of polars, which has numbers of 128 bits.
+    # nor of polars, which has numbers of 128 bits; but its times in nanoseconds, which
+    # as Python's would lose what is below a microsecond.
     of_arrow = hasattr(labels, "to_pylist") or hasattr(labels, "to_arrow")
+    in_ns = getattr(getattr(labels, "dtype", None), "time_unit", "") == "ns"
     is_array = hasattr(labels, "__array__") or hasattr(labels, "__array_namespace__")
-    if is_array and (not of_arrow or hasattr(labels, "columns")):
+    if is_array and (not of_arrow or in_ns or hasattr(labels, "columns")):
         labels = to_numpy(labels)
         # One by one: numpy's own strings of any length may have a value for missing
         # ones, records hold several, and scikit-learn takes no complex numbers.
-        return labels.astype(object) if labels.dtype.kind in "TVc" else labels
+        labels = labels.astype(object) if labels.dtype.kind in "TVc" else labels
+        if labels.dtype != object:
+            return labels
+        plain = np.fromiter(map(unwrapped, labels.flat), object, labels.size)
+        return plain.reshape(labels.shape)
     # As objects: a common type would make strings of numbers, and of NaN.
     return np.array(entries(labels, name, expected), dtype=object)
 

@@ -91,9 +91,9 @@ def adapt(estimator, X, *, X_train=None, prior_weight=10.0):
         adapted = found.put(moved)
     if not done and X_train is None:
         raise ValueError(
-            "The mean in training is not known: there is no ICMTransformer in "
-            f"{describe(estimator)}. Pass X_train, what it was fitted on, or put an "
-            "ICMTransformer before the classifier."
+            "The mean in training is not known: there is no one ICMTransformer that "
+            f"all predictions of {describe(estimator)} go through. Pass X_train, what "
+            "it was fitted on, or put an ICMTransformer before it, in a pipeline."
         )
     return adapted if done else _centred(estimator, X, X_train, options)
 
@@ -117,11 +117,16 @@ def _shift(Z, Z_train, options):
     """Return a fitted step that takes off what lies between two means."""
     check_embeddings(Z_train, "X_train")
     check_same_columns(Z, column_names(Z_train), "X", "X_train")
-    # Missing values are passed over by the scaler, and would make the mean NaN.
     values = as_floats(Z)
+    shift = StandardScaler(with_std=False).fit(Z_train)
+    if values.shape[1:] != shift.mean_.shape or not len(values):
+        raise ValueError(
+            f"X has shape {values.shape}, expected (n, {len(shift.mean_)}) with "
+            "n >= 1, as wide as X_train."
+        )
+    # Missing values are passed over by the scaler, and would make the mean NaN.
     check_finite(values, "X")
     check_finite(as_floats(Z_train), "X_train")
-    shift = StandardScaler(with_std=False).fit(Z_train)
     if hasattr(Z, "columns"):
         shift.set_output(transform=type(Z).__module__.partition(".")[0])
     mean = shift.mean_

@@ -278,6 +278,7 @@ class _InterventionalScorer:
         # Metadata is for what measures; None stands for the score of any estimator.
         scorer = check_scoring(DummyClassifier(), scoring)
         self._request = get_routing_for_object(scorer)
+        self._request.score.owner = "interventional_scorer()"  # whom to ask, in errors
 
     def __repr__(self):
         return f"interventional_scorer({self._params})"

@@ -49,6 +49,8 @@ CONTAINERS = {
     "Index": pd.Index,
     "polars": pl.Series,
     "Arrow": pa.array,
+    "scalars of Arrow": lambda values: list(pa.array(values)),
+    "arrays without dimensions": lambda values: list(map(np.array, values)),
     "Arrow in chunks": lambda values: pa.chunked_array([values[:1], values[1:]]),
 }
 COLUMNS = {
@@ -150,7 +152,7 @@ REFUSED = {
     "lazy frame": (pl.LazyFrame(TABLE), r"a LazyFrame.*collect\(\)"),
     "dict": (TABLE, r"a dict of the keys \['a', 'b'\].*one of its values"),
     "generator": ((row for row in ROWS), "of type generator.*Turn an iterator into a"),
-    "set": ({1, 2}, "of type set"),
+    "set": ({1, 2}, "of type set.* has no order"),
 }
 TAKES = {
     "images": lambda v: CLIPFeaturizer("demo").transform(v),
@@ -253,7 +255,7 @@ def test_names_are_refused_in_what_is_no_list(what):
         REFUSED["table"],
         REFUSED["lazy frame"],
         (iter("ab"), "of type str_.*iterator.*Turn an iterator into a list"),
-        (7, "of type int"),
+        (7, "of type int.*Pass a list"),
     ):
         with pytest.raises(TypeError, match=f"{what} is {message}"):
             NAMES_OF[what](values)
@@ -271,7 +273,8 @@ def test_tables_are_refused_and_it_is_said_what_to_pass(what, kind):
     ("values", "message"),
     [
         ((name for name in NAMES), "of type generator.*Turn an iterator into a list"),
-        (set(NAMES), "of type set"),
+        (set(NAMES), "of type set.*has no order"),
+        (csr_array(np.eye(2)), "Sparse data was passed"),
         ("dog", "is the string 'dog'.*Wrap it in a list"),
         (pd.DataFrame({"a": NAMES, "b": NAMES}), "a frame of 2 columns"),
         (np.array([NAMES, NAMES]).T, r"has shape \(4, 2\)"),
@@ -324,6 +327,20 @@ def test_columns_of_second_inputs_are_those_of_the_first(what, library):
         wrong = OTHER.set_axis(names, axis=1)
         with pytest.raises(ValueError, match=r"has the columns .*in the same order"):
             fit(frame(X), frame(wrong))
+
+
+@pytest.mark.parametrize("what", SECOND)
+def test_columns_of_second_inputs_are_named_by_strings_alone(what):
+    """As scikit-learn wants it of X."""
+    with pytest.raises(TypeError, match="columns named by int and str, expected"):
+        SECOND[what](X, OTHER.set_axis(["a", 1, "c"], axis=1))
+
+
+@pytest.mark.parametrize("Z", [ROWS[:, 0], ROWS[:0], ROWS[:, :2], ROWS[:, None]])
+def test_adapt_refuses_embeddings_of_another_shape_than_in_training(Z):
+    fitted = LogisticRegression().fit(ROWS, [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"X has shape .*expected \(n, 3\)"):
+        adapt(fitted, Z, X_train=ROWS)
 
 
 def test_the_index_of_second_inputs_plays_no_part():

@@ -153,7 +153,7 @@ def test_without_icm_the_training_rows_tell_the_mean(shifted):
         GridSearchCV(LogisticRegression(), {"C": [1, 2]}),
     ):
         model.fit(Z, y)
-        with pytest.raises(ValueError, match="no ICMTransformer in .*Pass X_train"):
+        with pytest.raises(ValueError, match="no one ICMTransformer .*Pass X_train"):
             adapt(model, elsewhere)
         adapted = adapt(model, elsewhere, X_train=Z)
         assert model.score(elsewhere, y) == 0.5 and adapted.score(elsewhere, y) > 0.95

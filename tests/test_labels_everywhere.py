@@ -14,6 +14,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import DataConversionWarning
 from sklearn.linear_model import LogisticRegression
@@ -158,6 +159,8 @@ MISSING = {
     "polars' numbers": pl.Series(NUMBERS),
     "polars' strings": pl.Series(NULLED),
     "polars' categories": pl.Series(NULLED, dtype=pl.Categorical),
+    "tensors": [torch.tensor(float(v)) for v in with_missing(Y, np.nan)],
+    "Arrow's scalars": list(pa.array(NULLED)),
     "Arrow's numbers": pa.array(NUMBERS),
     "Arrow's strings": pa.chunked_array([NULLED]),
     "Arrow's dictionary": pa.array(NULLED).dictionary_encode(),
@@ -212,7 +215,12 @@ KINDS = {
     "polars' enum": pl.Series(
         [f"class {i}" for i in MANY], dtype=pl.Enum([f"class {i}" for i in MANY])
     ),
+    "polars' nanoseconds": pl.Series(MANY.astype("M8[ns]")),
+    "polars' spans of nanoseconds": pl.Series(MANY.astype("m8[ns]")),
     "Arrow's dictionary": pa.array([f"class {i}" for i in MANY]).dictionary_encode(),
+    "what iteration over a tensor gives": list(torch.from_numpy(MANY)),
+    "what iteration over Arrow gives": list(pa.array(map(str, MANY))),
+    "arrays without dimensions": [np.array(f"class {i}") for i in MANY],
     "float16": MANY.astype(np.float16),
     "integers beyond the digits of a float": [2**53 + int(i) for i in MANY[:-1]] + [-1],
     "integers beyond 64 bits": [2**64 + int(i) for i in MANY],
@@ -256,8 +264,9 @@ def test_truth_values_are_two_domains():
 def test_records_are_no_labels():
     """NaN within them was a domain of its own in each row."""
     records = np.array([(0.0,), (np.nan,)] * (N // 2), dtype=[("camera", float)])
-    with pytest.raises(ValueError, match=r"domains\[0\] is \(0.0,\)"):
-        ICMTransformer(center="domain", lam=0.1).fit(Z, domains=records)
+    for domains in (records, np.ma.array(records)):
+        with pytest.raises(TypeError, match=r"records of the fields \['camera'\]"):
+            ICMTransformer(center="domain", lam=0.1).fit(Z, domains=domains)
 
 
 # Labels that come in chunks
@@ -365,6 +374,13 @@ def test_report_knows_a_time_whatever_it_comes_in():
         assert [score["accuracy"] for score in found.values()] == [1, 1]
     found = report(of_objects, rows, y, domains).scores["DummyClassifier"]
     assert all(score["balanced accuracy"] == 0.5 for score in found.values())
+
+
+@pytest.mark.parametrize("names", [["1970", "1971"], [0, 1]])
+def test_report_makes_no_time_of_what_a_classifier_predicts(names):
+    fitted = DummyClassifier(strategy="prior").fit(Z, np.array(names, object)[Y])
+    with pytest.raises(ValueError, match="give y as the labels that it was fitted on"):
+        report(fitted, Z, Y.astype("M8[ns]"), DOMAINS)
 
 
 def test_report_refuses_what_predicts_several_classes_at_once():

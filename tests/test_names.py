@@ -7,6 +7,7 @@ import os
 import unicodedata
 import warnings
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -175,6 +176,19 @@ def test_displays(rows, tmp_path):
         display.figure_.savefig(tmp_path / "figure.svg")
         display.figure_.savefig(tmp_path / "figure.png")
     plt.close("all")
+
+
+@pytest.mark.parametrize("name", ["bell\x07", "\x1b[31m", "no\ufffe"])
+def test_control_characters_are_written_out(name, rows, tmp_path):
+    """No XML, and so no SVG, may hold them."""
+    Z, y, _ = rows
+    y = [name if label == NAMES[0] else "other" for label in y]
+    InvarianceMapDisplay.from_estimator(model_of(Z, y), Z, y)
+    plt.savefig(tmp_path / "figure.svg")
+    ElementTree.parse(tmp_path / "figure.svg")
+    plt.close("all")
+    page = report(model_of(Z, y), Z, y, np.zeros(len(y))).html
+    assert ascii(name)[1:-1] in page and name not in page
 
 
 def test_long_names_stay_different_in_a_legend(rows):
