@@ -147,9 +147,19 @@ def test_another_error_of_the_model_is_not_taken_for_it(images):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0, 1e-30, 1e30])
-def test_what_has_no_length_is_an_error_and_not_a_cached_row(images, value):
+@pytest.mark.parametrize(
+    ("numbers", "instead"),
+    [
+        ("float16", "Set dtype='bfloat16' or 'float32'"),
+        ("bfloat16", "Set dtype='float32'"),
+        ("float32", "The weights are damaged"),
+    ],
+)
+def test_what_has_no_length_is_an_error_and_not_a_cached_row(
+    images, value, numbers, instead
+):
     class Overflowing(FakeEncoder):
-        dtype = "float16"
+        dtype = numbers
 
         def encode_images(self, pixels):
             embeddings = super().encode_images(pixels)
@@ -157,7 +167,7 @@ def test_what_has_no_length_is_an_error_and_not_a_cached_row(images, value):
             return embeddings
 
     store = CountingCache()
-    message = "row 7: the model gives NaN .* in float16 on cpu. Set dtype='bfloat16'"
+    message = f"row 7: the model gives NaN .* in {numbers} on cpu. {instead}"
     with pytest.raises(RuntimeError, match=message):
         run(images, Overflowing(), store=store)
     assert len(store.keys) == 4  # the batch before

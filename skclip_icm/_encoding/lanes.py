@@ -29,6 +29,10 @@ _OUT_OF_MEMORY = (
     "enough memory",
 )
 
+# What to set in place of a dtype in which numbers overflow or are lost.
+_WIDER = {"float16": "'bfloat16' or 'float32'"}
+_WIDER |= dict.fromkeys(["bfloat16", "int8"], "'float32'")
+
 _lanes_lock = Lock()
 _lane = threading.local()
 
@@ -106,12 +110,13 @@ def sound(embeddings, encoder, name):
     """
     good = have_length(embeddings)
     if not good.all():
-        bad = int(good.argmin())
+        bad, wider = int(good.argmin()), _WIDER.get(encoder.dtype)
+        instead = f"Set dtype={wider}; if it stays so, the" if wider else "The"
         raise RuntimeError(
             f"{name(bad)}: the model gives NaN or infinity, or numbers without a "
             f"length (all zero, too small, too large): {embeddings[bad, :3]}, ..., "
-            f"computing in {encoder.dtype} on {encoder.device}. Set dtype='bfloat16' "
-            "or 'float32'; if it stays so, the weights are damaged."
+            f"computing in {encoder.dtype} on {encoder.device}. "
+            f"{instead} weights are damaged."
         )
     return embeddings
 
