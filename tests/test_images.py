@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -266,6 +267,10 @@ class TestAsItems:
             as_items(["a.jpg", b"bytes"])
         assert caught.value.row == 1
 
+    def test_a_type_of_the_name_of_a_kind_is_none(self):
+        with pytest.raises(TypeError, match=r"holds a array\.array in row 0"):
+            as_items([array("B", b"bytes")])
+
     @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, np.float32("nan")])
     def test_missing_rows_are_kept_for_later(self, missing):
         items = as_items([missing, "a.jpg"])
@@ -355,7 +360,12 @@ class TestReadContent:
         pixels = read_content(np.array([[0.0, 0.5], [1.0, 0.2]], dtype=np.float32))
         np.testing.assert_array_equal(pixels, [[0, 128], [255, 51]])
 
-    @pytest.mark.parametrize("value", [-0.1, 1.5, 255.0, np.nan, np.inf])
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_pixels_that_are_no_numbers(self, value):
+        with pytest.raises(ImageError, match="row 2: .*NaN or infinity. Fill such"):
+            read_content(np.full((4, 4, 3), value), 2)
+
+    @pytest.mark.parametrize("value", [-0.1, 1.5, 255.0])
     def test_floats_elsewhere(self, value):
         with pytest.raises(ImageError, match=r"row 2: .*\[0, 1\]"):
             read_content(np.full((4, 4, 3), value), 2)

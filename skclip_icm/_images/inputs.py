@@ -307,7 +307,10 @@ def _kind(item):
         return "array"
     if _is_torch(item):
         return "torch tensor"
-    return None if is_missing(item) else type(item).__name__
+    if is_missing(item):
+        return None
+    name = type(item).__name__
+    return f"{type(item).__module__}.{name}" if name in _KINDS else name
 
 
 def _is_torch(item):
@@ -359,6 +362,10 @@ def check_array(array, row, name=""):
     levels = np.rint(array * np.float32(255))
     # Comparisons with NaN are false, so this refuses NaN too.
     if array.size and not (levels.min() >= 0 and levels.max() <= 255):
+        if not np.isfinite(array).all():
+            raise row_error(
+                row, name, "it has NaN or infinity", "Fill such pixels first."
+            )
         raise row_error(
             row,
             name,
