@@ -181,6 +181,29 @@ def test_nothing_that_is_set_changes_a_result(
     assert found == wanted
 
 
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_an_environment_that_shortens_float32_is_told_and_kept_apart(
+    backend, small_model, monkeypatch
+):
+    """As images for some ARM processors set it; nothing in torch takes it back."""
+
+    def fingerprint(dtype="float32"):
+        unload_models()
+        featurizer = CLIPFeaturizer(small_model, backend=backend, dtype=dtype)
+        return featurizer._encoder().fingerprint
+
+    plain, in_bfloat16 = fingerprint(), fingerprint("bfloat16")
+    for name in ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE"):
+        monkeypatch.setenv(name, "STRICT")  # the latter counts where both are set
+        assert fingerprint() == plain
+        monkeypatch.setenv(name, "BF16")
+        with pytest.warns(UserWarning, match=f"{name}=BF16.* Unset it before"):
+            shortened = fingerprint()
+        assert shortened != plain
+        assert fingerprint("bfloat16") == in_bfloat16
+    unload_models()
+
+
 def test_relative_paths_are_those_of_the_first_use(
     paths, small_model, tmp_path, monkeypatch, forward_rows
 ):

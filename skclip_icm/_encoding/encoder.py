@@ -17,6 +17,7 @@ from skclip_icm._encoding.options import (
     check_embedding,
     check_logits,
     find_device,
+    find_shortening,
     has_native_bfloat16,
     suits_openvino,
 )
@@ -191,6 +192,7 @@ class Encoder:
             native = has_native_bfloat16(device) and not is_convolutional
             dtype = "bfloat16" if native else "float32"
         self.device, self.dtype, self.compile = device, dtype, compile
+        self._shortening = find_shortening(device, dtype)
         # On a CPU, activations that outgrow the C library's threshold for mapped
         # memory are paged in anew on every pass, which costs convolutional towers most;
         # and few images should still make batches for all processors.
@@ -346,9 +348,9 @@ class Encoder:
     def _numerics(self):
         """Return what decides the embeddings beside model and preprocessing."""
         if self.backend == "torch":
-            return [self.dtype]
+            return [self.dtype, *self._shortening]
         sample = self._quantizer.identity if self._quantizer else []
-        return [self.dtype, *openvino_tower.numerics(), *sample]
+        return [self.dtype, *self._shortening, *openvino_tower.numerics(), *sample]
 
     def _convert(self, preprocess, settings, backend):
         """Return the converted tower; None where "auto" has to stay with torch."""

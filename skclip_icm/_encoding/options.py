@@ -1,5 +1,8 @@
 """What a model computes on and in: what is asked for, against what is there."""
 
+import os
+import warnings
+
 import numpy as np
 
 from skclip_icm._encoding import openvino_tower
@@ -7,6 +10,9 @@ from skclip_icm._encoding.lanes import have_length
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 _BACKENDS = ("auto", "torch", "openvino")
+
+# What oneDNN reads, the first that is set, before it computes for torch or OpenVINO.
+_FPMATH_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 def find_device(device):
@@ -38,6 +44,25 @@ def check_dtype(dtype, device):
             "dtype='float16' needs a GPU, found device='cpu'. Use 'auto', 'bfloat16' "
             "or 'float32'."
         )
+
+
+def find_shortening(device, dtype):
+    """Return what in the environment shortens float32 on a CPU, and warn of it.
+
+    Nothing in torch or OpenVINO takes it back, so it is part of what embeddings are.
+    """
+    name = next((name for name in _FPMATH_MODES if os.environ.get(name)), None)
+    mode = os.environ.get(name, "").lower() if name else "strict"
+    if mode == "strict" or device.type != "cpu" or dtype not in ("float32", "int8"):
+        return []
+    warnings.warn(
+        f"{name}={os.environ[name]} in the environment lets oneDNN shorten float32: "
+        "embeddings differ from those elsewhere in the second or third digit, and are "
+        "kept apart. Unset it before Python starts.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return [mode]
 
 
 def check_backend(backend, dtype, device, compile):
