@@ -139,13 +139,13 @@ def _as_array(labels, name, expected):
         values = np.ma.getdata(labels).astype(object)
         values[np.ma.getmaskarray(labels)] = None
         return values
+    if getattr(getattr(labels, "dtype", None), "time_unit", "") == "ns":
+        return _times_of_polars(labels)
     # Not of Arrow, where a null among dictionary-encoded chunks becomes another label,
-    # nor of polars, which has numbers of 128 bits; but its times in nanoseconds, which
-    # as Python's would lose what is below a microsecond.
+    # nor of polars, which has numbers of 128 bits.
     of_arrow = hasattr(labels, "to_pylist") or hasattr(labels, "to_arrow")
-    in_ns = getattr(getattr(labels, "dtype", None), "time_unit", "") == "ns"
     is_array = hasattr(labels, "__array__") or hasattr(labels, "__array_namespace__")
-    if is_array and (not of_arrow or in_ns or hasattr(labels, "columns")):
+    if is_array and (not of_arrow or hasattr(labels, "columns")):
         labels = to_numpy(labels)
         # One by one: numpy's own strings of any length may have a value for missing
         # ones, records hold several, and scikit-learn takes no complex numbers.
@@ -156,6 +156,17 @@ def _as_array(labels, name, expected):
         return plain.reshape(labels.shape)
     # As objects: a common type would make strings of numbers, and of NaN.
     return np.array(entries(labels, name, expected), dtype=object)
+
+
+def _times_of_polars(labels):
+    """Return times in nanoseconds; as Python's they would lose some of them.
+
+    By the numbers, since the oldest polars crashes where it makes numpy's times.
+    """
+    kind = "M" if hasattr(labels.dtype, "time_zone") else "m"
+    numbers = labels.to_physical().to_list()
+    numbers = ["NaT" if number is None else number for number in numbers]
+    return np.array(numbers, dtype=f"{kind}8[ns]")
 
 
 def _refuse_lists(labels, name, n):

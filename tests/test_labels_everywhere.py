@@ -159,6 +159,7 @@ MISSING = {
     "polars' numbers": pl.Series(NUMBERS),
     "polars' strings": pl.Series(NULLED),
     "polars' categories": pl.Series(NULLED, dtype=pl.Categorical),
+    "polars' nanoseconds": pl.Series(NUMBERS).cast(pl.Datetime("ns")),
     "tensors": [torch.tensor(float(v)) for v in with_missing(Y, np.nan)],
     "Arrow's scalars": list(pa.array(NULLED)),
     "Arrow's numbers": pa.array(NUMBERS),
