@@ -41,10 +41,10 @@ class Hub:
         What goes wrong from now on: a status code ("404", "401", "503"; "429" asks to
         come back in an hour), of every answer or, after "file ", of those that send
         large files; "zeroed" (content after 1 MB), "truncated" (half of a file, as if
-        it were all), "dropped" (the first answer with each large file ends early),
-        "breaking" (every one does, from its start), "stalled" (silent amid a file),
-        "silent" (no answer), "slow" (a pause after each piece), "trickling" (a byte now
-        and then, for ever).
+        it were all), "longer" (with more behind it), "dropped" (the first answer with
+        each large file ends early), "breaking" (every one does, from its start),
+        "stalled" (silent amid a file), "silent" (no answer), "slow" (a pause after each
+        piece), "trickling" (a byte now and then, for ever).
     requests : list of Request
     """
 
@@ -165,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[: 1 << 20] + bytes(len(content) - (1 << 20))
         if fault == "truncated":
             content = content[: len(content) // 2]
+        if fault == "longer":
+            content = content + bytes(1000)
         start = 0
         asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and fault != "breaking":

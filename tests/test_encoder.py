@@ -102,7 +102,7 @@ def offline(monkeypatch, tmp_path):
     """No network and empty caches, whatever the machine has."""
     from huggingface_hub import constants, file_download
 
-    monkeypatch.setattr("skclip_icm._encoding.hub._has", refuse)
+    monkeypatch.setattr("skclip_icm._encoding.hub._etag", refuse)
     # Early versions of the client have a copy of the name.
     for module in (constants, file_download):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), False)
@@ -117,7 +117,7 @@ def tag(monkeypatch, files):
         known = {**pretrained._PRETRAINED.get(name, {}), "some_tag": entry}
         monkeypatch.setitem(pretrained._PRETRAINED, name, known)
 
-    monkeypatch.setattr("skclip_icm._encoding.hub._has", refuse)
+    monkeypatch.setattr("skclip_icm._encoding.hub._etag", refuse)
     monkeypatch.setattr(factory, "download_pretrained", lambda *a, **k: files["tiny"])
     return add
 
@@ -626,7 +626,7 @@ def cached(offline, files, tmp_path, monkeypatch):
         asked.append(name)
         raise OSError("the hub cannot be reached")
 
-    monkeypatch.setattr("skclip_icm._encoding.hub._has", has)
+    monkeypatch.setattr("skclip_icm._encoding.hub._etag", has)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     unload_models()
@@ -679,7 +679,7 @@ def test_a_tokenizer_is_looked_for_on_disk_first(cached, files, monkeypatch):
         monkeypatch.setattr(
             open_clip, "get_tokenizer", partial(get_tokenizer, is_missing=is_missing)
         )
-        monkeypatch.setattr("skclip_icm._encoding.hub._has", lambda *file: True)
+        monkeypatch.setattr("skclip_icm._encoding.hub._etag", lambda *file: "")
         encoder._tokenize = None
         states.clear()
         assert encoder.encode_text(["a cat"]).shape == (1, 16)

@@ -171,6 +171,7 @@ FAULTS = {
     "file 403": "403",
     "file 503": "503",
     "truncated": "Consistency check failed",
+    "longer": "Consistency check failed",
     "zeroed": "is damaged: its SHA-256 is .* It was removed; the next call downloads",
     "silent": "timed out",
 }
@@ -296,6 +297,19 @@ def test_a_link_to_a_file_named_by_its_digest_is_checked(own_folder, tmp_path):
     with pytest.raises(WeightsNotFoundError, match=f"damaged.*expected {blob.name}"):
         load_encoder(f"local-dir:{tmp_path}", None, device="cpu")
     assert not path.exists()
+
+
+def test_damage_on_the_way_is_found_in_a_cache_without_links(
+    hub, asked, tmp_path, monkeypatch
+):
+    """There, as on Windows, no name says later what a file's digest is."""
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *folder: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    asked(hub.endpoint)
+    hub.fault = "zeroed"
+    with pytest.raises(WeightsNotFoundError, match="damaged: its SHA-256 is"):
+        load_encoder(*OPENAI, device="cpu")
+    assert not [path for path in tmp_path.rglob("*.safetensors") if path.exists()]
 
 
 def test_proxies_of_the_environment_are_used(hub, configs, tmp_path):

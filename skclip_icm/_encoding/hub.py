@@ -51,7 +51,7 @@ def from_cache_first(find, repository, name):
         pass  # something is missing
     finally:
         _set_offline(False)
-    _once(repository, lambda: _has(repository, name))
+    _once(repository, lambda: _etag(repository, name))
     return find()
 
 
@@ -66,20 +66,13 @@ def check_digest(path, weights_digest=None):
     path = Path(path)
     # One step only: what the cache shares with others may have names of another kind.
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
-    expected = blob.name
-    if blob.parent.name != "blobs" or not _DIGEST.fullmatch(expected):
+    if blob.parent.name != "blobs":
         return
-    note = models_folder() / f"{expected}.intact"
+    note = models_folder() / f"{blob.name}.intact"
     with suppress(OSError, ValueError):
         if weights_digest and note.read_text(encoding="ascii") == weights_digest:
             return
-    name, found = _digest(path, expected)
-    if found != expected:
-        outcome = _remove(path, blob)
-        raise OSError(
-            f"{path} is damaged: its {name} is {found}, expected {expected}. {outcome}"
-        )
-    if weights_digest:
+    if _compare(path, blob, blob.name) and weights_digest:
         with suppress(OSError):
             note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             note.write_text(weights_digest, encoding="ascii")
@@ -87,11 +80,28 @@ def check_digest(path, weights_digest=None):
 
 def small_files(repository):
     """Return the paths of what the hub's cache has of a repository, but its weights."""
+    found = _folder(repository).glob("snapshots/*/*")
+    return [path for path in found if path.is_file() and path.stat().st_size < _SMALL]
+
+
+def _folder(repository):
     from huggingface_hub import constants, file_download
 
     name = file_download.repo_folder_name(repo_id=repository, repo_type="model")
-    found = Path(constants.HF_HUB_CACHE, name).glob("snapshots/*/*")
-    return [path for path in found if path.is_file() and path.stat().st_size < _SMALL]
+    return Path(constants.HF_HUB_CACHE, name)
+
+
+def _compare(path, blob, expected):
+    """Return whether a name is a digest; OSError if it is that of other content."""
+    if not _DIGEST.fullmatch(expected):
+        return False
+    name, found = _digest(path, expected)
+    if found != expected:
+        outcome = _remove(path, blob)
+        raise OSError(
+            f"{path} is damaged: its {name} is {found}, expected {expected}. {outcome}"
+        )
+    return True
 
 
 def _digest(path, expected):
@@ -126,17 +136,39 @@ def _find_in_cache(repository, *names):
 
 
 def _download(repository, names):
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants
 
     for name in names:
-        if _has(repository, name):
-            with _ending_what_crawls() as options:
-                return hf_hub_download(
-                    repository, name, cache_dir=constants.HF_HUB_CACHE, **options
-                )
+        etag = _etag(repository, name)
+        if etag is None:
+            continue
+        try:
+            path = _download_one(repository, name)
+        except OSError as error:
+            if type(error) is OSError:  # of the content or the disk, not the network
+                _remove_unfinished(repository, etag)
+            raise
+        if not os.path.islink(path):  # such a cache, as on Windows, keeps no digests
+            _compare(Path(path), Path(path), etag)
+        return path
     raise FileNotFoundError(
         f"{repository} at {constants.ENDPOINT} has no {' or '.join(names)}."
     )
+
+
+def _download_one(repository, name):
+    from huggingface_hub import constants, hf_hub_download
+
+    with _ending_what_crawls() as options:
+        return hf_hub_download(
+            repository, name, cache_dir=constants.HF_HUB_CACHE, **options
+        )
+
+
+def _remove_unfinished(repository, etag):
+    """Remove what clients before 2.0 would go on with, though it cannot be right."""
+    with suppress(OSError):
+        (_folder(repository) / "blobs" / f"{etag}.incomplete").unlink()
 
 
 @contextmanager
@@ -202,11 +234,12 @@ def _impatient_bar():
     return ImpatientBar
 
 
-def _has(repository, name):
-    """Whether a repository has a file; an error at once if the hub does not answer.
+def _etag(repository, name):
+    """Return what the hub names the content of a file by, such as its SHA-256.
 
-    The hub's client would try for minutes. It is asked by that client's own means, so
-    with its proxies, certificates, token and timeout.
+    None where there is no such file, "" where the hub is busy; an error at once if it
+    does not answer. The hub's client would try for minutes. It is asked by that
+    client's own means, so with its proxies, certificates, token and timeout.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError
@@ -218,9 +251,9 @@ def _has(repository, name):
         )
     url, timeout = hf_hub_url(repository, name), constants.HF_HUB_ETAG_TIMEOUT
     try:
-        get_hf_file_metadata(url, timeout=timeout)
+        return get_hf_file_metadata(url, timeout=timeout).etag or ""
     except EntryNotFoundError:
-        return False
+        return None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status < 500 and status not in _BUSY:
@@ -230,7 +263,7 @@ def _has(repository, name):
                 f"{constants.ENDPOINT} answers {status}, and asks to come back in "
                 f"{seconds} s."
             ) from error
-    return True
+    return ""
 
 
 def _asked_to_wait(response):
