@@ -7,9 +7,12 @@ from pathlib import Path
 
 _APPLICATION_ID = 0x69634D31  # In SQLite's header: tells our database from others.
 _PAGE_BYTES = 16384  # Reads rows of 1280 numbers twice as fast as the usual 4096.
-_OPTIONS = (
+# Of a new database only: setting them again would wait for whoever writes to it.
+_LAYOUT = (
     f"PRAGMA page_size = {_PAGE_BYTES}",
     "PRAGMA auto_vacuum = INCREMENTAL",
+)
+_OPTIONS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",
     "PRAGMA wal_autocheckpoint = 256",  # Pages, so 4 MiB.
@@ -50,9 +53,10 @@ def _prepare(db, options=_OPTIONS):
             raise sqlite3.DatabaseError("another program's database")
         if found == _APPLICATION_ID and list(db.execute(made)) != _TABLES_IN_MASTER:
             raise sqlite3.DatabaseError("its tables are not those that were made")
-        for option in options:
+        is_new = found != _APPLICATION_ID
+        for option in (*_LAYOUT, *options) if is_new else options:
             db.execute(option)
-        if found != _APPLICATION_ID:
+        if is_new:
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 for table in _TABLES:  # another process may just have made them

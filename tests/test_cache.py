@@ -510,6 +510,19 @@ def test_a_full_disk_costs_no_work(tmp_path):
     assert set(found) >= {*range(64), *range(300, 1280)}
 
 
+def test_rows_are_read_while_somebody_writes_for_long(tmp_path):
+    """Such as a process that was stopped amid writing."""
+    put(open_cache(tmp_path), range(10))
+    open_cache(tmp_path).close()
+    writer = sqlite3.connect(database(tmp_path), isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        cache = open_cache(tmp_path)  # which would fail after ten seconds
+        assert kept(cache, range(20)) == list(range(10))
+    finally:
+        writer.close()
+
+
 @posix_only
 def test_a_read_only_directory_can_be_read():
     with tempfile.TemporaryDirectory() as parent:  # one that others may enter
