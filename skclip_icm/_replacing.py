@@ -39,7 +39,8 @@ def replacing(path):
         error.add_note(f"While {path} was written.")
         raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be removed, nothing was written
+            unfinished.unlink()
 
 
 def remove_unfinished(folder):

@@ -274,6 +274,16 @@ def test_a_disk_that_is_full_is_told_with_the_file(paired, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_cannot_be_removed_does_not_hide_the_cause(tmp_path):
+    """As where the disk becomes read-only, or a file takes the place of the folder."""
+    folder = tmp_path / "folder"
+    with pytest.raises(NotADirectoryError) as raised, replacing(folder / "Z") as to:
+        folder.rmdir()
+        folder.write_text("")
+        to.write_text("half")
+    assert raised.value.__notes__ == [f"While {folder / 'Z'} was written."]
+
+
 def test_a_saved_file_stays_where_counterparts_cannot_be_computed(
     paired, photographs, tmp_path, monkeypatch
 ):

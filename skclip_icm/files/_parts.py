@@ -30,7 +30,7 @@ class NpyPart:
     path : pathlib.Path
         The file.
     n_rows : int
-        Number of rows. A file without any value has none, whatever its shape.
+        Number of rows.
     row_shape : tuple of int
         (d,) or (k, d); () where there are no rows.
     dtype : dtype
@@ -293,9 +293,9 @@ def _read_header(file, path):
 
 
 def _check_shape(shape, path):
-    if 0 in shape:
+    if shape and shape[0] == 0:
         return 0, ()
-    if len(shape) not in (2, 3) or min(shape) < 0:
+    if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(
             f"{path}: expected an array of shape (n, d), or (n, k, d) for "
             f"counterparts, got {shape}."
