@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ HUB_NAME = ("hf-hub:org/some-clip",)
 TOKEN = "hf_secret"
 OF_OPENAI = "timm/vit_base_patch16_clip_224.openai"
 OWN_PREPROCESSING = {"mean": [0.4] * 3, "std": [0.2] * 3, "resize_mode": "squash"}
+FIND_IN_CACHE = hub_module._find_in_cache  # which fixtures replace
 QUICK = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
 
 
@@ -310,6 +312,27 @@ def test_damage_on_the_way_is_found_in_a_cache_without_links(
     with pytest.raises(WeightsNotFoundError, match="damaged: its SHA-256 is"):
         load_encoder(*OPENAI, device="cpu")
     assert not [path for path in tmp_path.rglob("*.safetensors") if path.exists()]
+
+
+def test_several_that_download_at_once_do_it_once(hub, asked, tmp_path, monkeypatch):
+    """Also without links, where the client alone would have each do it."""
+    monkeypatch.setattr(hub_module, "_find_in_cache", FIND_IN_CACHE)
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *folder: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    asked(hub.endpoint)
+
+    def find(_):
+        return hub_module.find_file(OF_OPENAI, "open_clip_model.safetensors")
+
+    hub.fault = "truncated"
+    with pytest.raises(OSError, match="Consistency check") as raised:
+        find(0)
+    hub.requests.clear()
+    hub.fault = "slow"  # the error, which is kept, keeps no lock
+    with ThreadPoolExecutor(3) as threads:
+        assert len(set(threads.map(find, range(3)))) == 1
+    assert len(hub.asked(server="files", method="GET")) == 1
+    assert raised.value.__cause__ is not None
 
 
 def test_proxies_of_the_environment_are_used(hub, configs, tmp_path):

@@ -140,29 +140,50 @@ def _download(repository, names):
 
     for name in names:
         etag = _etag(repository, name)
-        if etag is None:
-            continue
-        try:
-            path = _download_one(repository, name)
-        except OSError as error:
-            if type(error) is OSError:  # of the content or the disk, not the network
-                _remove_unfinished(repository, etag)
-            raise
-        if not os.path.islink(path):  # such a cache, as on Windows, keeps no digests
-            _compare(Path(path), Path(path), etag)
-        return path
+        if etag is not None:
+            with _one_at_a_time(repository):
+                # Another process may have downloaded it meanwhile.
+                found = _find_in_cache(repository, name)
+                return found or _download_one(repository, name, etag)
     raise FileNotFoundError(
         f"{repository} at {constants.ENDPOINT} has no {' or '.join(names)}."
     )
 
 
-def _download_one(repository, name):
+@contextmanager
+def _one_at_a_time(repository):
+    """Let no other process download from a repository, in a ``with`` block.
+
+    The hub's client has locks of its own, but puts a file that is there in its place
+    once more, while others read it; without links, having downloaded it again.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import WeakFileLock
+
+    folder = Path(constants.HF_HUB_CACHE, ".locks", _folder(repository).name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder / "skclip_icm.lock") as lock:
+        try:
+            yield
+        finally:
+            lock.release()  # which early clients leave out after an error
+
+
+def _download_one(repository, name, etag):
     from huggingface_hub import constants, hf_hub_download
 
-    with _ending_what_crawls() as options:
-        return hf_hub_download(
-            repository, name, cache_dir=constants.HF_HUB_CACHE, **options
-        )
+    try:
+        with _ending_what_crawls() as options:
+            path = hf_hub_download(
+                repository, name, cache_dir=constants.HF_HUB_CACHE, **options
+            )
+    except OSError as error:
+        if type(error) is OSError:  # of the content or the disk, not the network
+            _remove_unfinished(repository, etag)
+        raise
+    if not os.path.islink(path):  # such a cache, as on Windows, keeps no digests
+        _compare(Path(path), Path(path), etag)
+    return path
 
 
 def _remove_unfinished(repository, etag):
