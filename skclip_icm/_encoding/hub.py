@@ -243,7 +243,7 @@ def _impatient_bar():
                     "times, and cannot be resumed."
                 )
             if seconds > window and self._bytes < _SLOWEST * seconds:
-                raise OSError(
+                raise TimeoutError(
                     f"the download from {constants.ENDPOINT} brought {self._bytes} "
                     f"bytes in {seconds:.0f} s, expected at least {_SLOWEST} a second. "
                     "To wait longer, set HF_HUB_DOWNLOAD_TIMEOUT, of which this is 6 "
