@@ -183,7 +183,9 @@ def test_a_record_with_another_number_is_told(bitmaps, folder):
 
 
 @pytest.mark.parametrize("file_format", ["npy", "parquet"])
-def test_parts_that_are_not_whole_are_written_again(bitmaps, folder, file_format):
+def test_parts_that_are_not_what_was_written_are_written_again(
+    bitmaps, folder, file_format
+):
     options = {"file_format": file_format, "rows_per_file": 2}
     files = embed_files(bitmaps, FEATURIZER, folder, **options)
     expected, paths = np.asarray(files.embeddings), files.embeddings.paths
@@ -195,6 +197,11 @@ def test_parts_that_are_not_whole_are_written_again(bitmaps, folder, file_format
     files = embed_files(bitmaps, FEATURIZER, folder, **options)
     assert_allclose(np.asarray(files.embeddings), expected, atol=1e-6)
     assert not leftover.exists()
+    swapped = [path.read_bytes() for path in paths[1::-1]]
+    for path, content in zip(paths, swapped, strict=False):
+        path.write_bytes(content)
+    files = embed_files(bitmaps, FEATURIZER, folder, **options)
+    assert_allclose(np.asarray(files.embeddings), expected, atol=1e-6)
 
 
 def test_rows_left_out_are_an_error_where_none_may_be(bitmaps, folder):

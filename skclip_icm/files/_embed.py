@@ -19,7 +19,7 @@ from skclip_icm._images.inputs import ImageError, as_items, read_content
 from skclip_icm._images.reading import as_path
 from skclip_icm._locks import locked_file
 from skclip_icm._replacing import remove_unfinished, replacing
-from skclip_icm.files._embedding_files import EmbeddingFiles, open_part
+from skclip_icm.files._embedding_files import EmbeddingFiles
 from skclip_icm.files._parts import write_npy
 from skclip_icm.interventions import resolve_interventions
 
@@ -47,10 +47,10 @@ def embed_files(X, featurizer, folder, *, file_format="npy", rows_per_file=10_00
 
     A part is written when it is finished. Called again after an interruption, the
     same call goes on behind the last finished part; where nothing is left to do, it
-    returns what is there. A part that was removed or cut short is written again. Images
-    are known by their content: where the files are as they were, by path, size and
-    times, they are not read again. Interventions that are functions are known by their
-    names.
+    returns what is there. A part that was removed or is not what was written is written
+    again. Images are known by their content: where the files are as they were, by path,
+    size and times, they are not read again. Interventions that are functions are known
+    by their names.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def _embed_parts(items, featurizer, views, folder, record):
         kept = ~np.isin(rows, failed)
         write(files, rows[kept], embeddings[kept], items)
         noted = {
-            "rows": int(kept.sum()),
+            "files": list(map(_digest, files)),
             "failed": [int(row) for row in failed],
             "images": _combined(contents),
             "stamps": stamps,
@@ -224,7 +224,7 @@ class _Record:
         noted = self._parts[part]
         if strict and noted["failed"]:
             return False
-        if not all(_is_whole(file, noted["rows"]) for file in files):
+        if not all(map(_is_as_written, files, noted["files"])):
             return False
         stamps = _stamps(items, rows)
         if stamps is not None and stamps == noted["stamps"]:
@@ -281,21 +281,23 @@ def _checksum(content):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _is_whole(file, n_rows):
-    """Say whether a file of a part is there, with all its rows."""
+def _is_as_written(file, written):
+    """Say whether a file of a part is there, and what was written."""
     if not file.exists():
         return False
-    try:
-        part = open_part(file, None if file.suffix == ".npy" else _COLUMN)
-    except ValueError as error:
-        logger.warning("%s It is written again.", error)
-        return False
-    if part.n_rows != n_rows:
+    found = _digest(file)
+    if found != written:
         logger.warning(
-            "%s holds %d rows, expected %d. It is written again.",
-            *(file, part.n_rows, n_rows),
+            "%s is damaged or another file: its SHA-256 is %s, expected %s. It is "
+            "written again.",
+            *(file, found, written),
         )
-    return part.n_rows == n_rows
+    return found == written
+
+
+def _digest(file):
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _stamps(items, rows):
