@@ -34,7 +34,7 @@ class CLIPFeaturizer(
     `transform` gives the embeddings of images. `fit_transform` gives the same values
     and carries the embeddings of their counterparts under intervention along, for the
     `ICMTransformer` behind it; these are encoded only if they are asked for. Nothing
-    is learnt, so fitting is not needed for any method.
+    is learnt, so fitting is needed for `get_feature_names_out` only.
 
     Parameters
     ----------

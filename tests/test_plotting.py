@@ -309,9 +309,13 @@ def test_one_domain_needs_no_mean_column():
     save(display)
 
 
-def test_no_labels_overlap_with_many_methods_and_long_names():
+FEW = ["photograph", "art painting (oil and acrylic)", "cartoon", "sketch"]
+MANY = [f"a camera with a long name, number {i} of many" for i in range(30)]
+
+
+@pytest.mark.parametrize("domains", [FEW, MANY[:12], MANY], ids=len)
+def test_no_labels_overlap_with_many_methods_and_long_names(domains):
     rng = np.random.default_rng(0)
-    domains = ["photograph", "art painting (oil and acrylic)", "cartoon", "sketch"]
     scores = {
         method: {domain: rng.uniform(0.5, 0.9, 3) for domain in domains}
         for method in ["raw", "projection", "whitening", "class pairs", "zero-shot"]
@@ -362,7 +366,7 @@ def test_estimators_are_scored_domain_by_domain(causal):
     )
     assert list(single.scores) == ["LogisticRegression"]
     assert list(single.scores["LogisticRegression"]) == ["source", "target"]
-    with pytest.raises(ValueError, match="domain_names holds 1 names.* are 0 to 1"):
+    with pytest.raises(ValueError, match="domain_names holds 1 name,.* are 0 to 1"):
         DomainAccuracyDisplay.from_estimator(
             raw, Z, y, causal.domains, domain_names=["source"]
         )
@@ -583,6 +587,27 @@ def test_map_of_a_single_direction(causal):
     )
     assert not display.after[:, 1].any()
     save(display)
+
+
+def test_map_of_a_single_row_has_no_variance_to_share(icm, causal):
+    display = InvarianceMapDisplay.from_estimator(icm, causal.embeddings[:1], [0])
+    assert display.axes_[0, 0].get_xlabel() == "PC 1 (0% of variance)"
+
+
+def test_lines_are_seen_on_a_dark_ground(icm, causal):
+    with plt.style.context("dark_background"):
+        ground = matplotlib.colors.to_rgba("black")
+        spectrum = SpectrumDisplay.from_estimator(icm)
+        scores = {"raw": {"a": [0.5, 0.6], "b": [0.6, 0.7]}}
+        by_domain = DomainAccuracyDisplay.from_scores(scores)
+        for ax in (*spectrum.axes_.ravel(), by_domain.ax_):
+            drawn = [line.get_color() for line in ax.lines]
+            assert ground not in map(matplotlib.colors.to_rgba, drawn)
+        edges = {bar.get_edgecolor() for bar in by_domain.bars_["raw"]}
+        [whiskers] = by_domain.bars_["raw"].errorbar[2]
+        assert ground not in {*edges, tuple(whiskers.get_color()[0])}
+        negative = spectrum.axes_[0, 0].patches[1]
+        assert negative.get_facecolor() == ground
 
 
 def test_map_refuses_labels_that_do_not_fit(icm, causal):

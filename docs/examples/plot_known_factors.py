@@ -36,7 +36,7 @@ from skclip_icm import ICMTransformer
 Z, y = data.embeddings[train], data.target[train]
 augmented = np.vstack([np.asarray(Z), Z.counterparts[:, 0]])
 raw, augmentation = LogisticRegression(), LogisticRegression()
-icm = make_pipeline(ICMTransformer(lam=1000), LogisticRegression())
+icm = make_pipeline(ICMTransformer(lam=500), LogisticRegression())
 classifiers = {
     "raw": raw.fit(Z, y),
     "augmentation": augmentation.fit(augmented, np.tile(y, 2)),

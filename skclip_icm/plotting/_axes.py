@@ -16,6 +16,11 @@ PURPLE, SKY_BLUE, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#F0E442", "#000000"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY_BLUE, YELLOW, BLACK)
 
 
+def line_color(ax):
+    """Return the colour of the frame: black, or what a dark style has in its place."""
+    return ax.spines["left"].get_edgecolor()
+
+
 def verbatim(text):
     """Return a name so that matplotlib does not read dollar signs in it as formulas."""
     return printable(text).replace("$", r"\$")
@@ -65,9 +70,12 @@ def check_names(labels, names, parameter):
     counts = labels.dtype.kind in "biu"
     if not counts or labels.min() < 0 or labels.max() >= len(names):
         found = f"{labels.min()} to {labels.max()}" if counts else str(labels[:3])
+        named = f"{len(names)} names, of the labels 0 to {len(names) - 1}"
+        if len(names) == 1:
+            named = "1 name, of the label 0"
         raise ValueError(
-            f"{parameter} holds {len(names)} names, of the labels 0 to "
-            f"{len(names) - 1}; the labels are {found}. Give a name for each number "
+            f"{parameter} holds {named}; the labels are {found}. Give a name for each "
+            "number "
             f"that the labels count from 0, or leave {parameter} out if the labels are "
             "names themselves."
         )

@@ -12,6 +12,7 @@ from skclip_icm.plotting._axes import (
     COLORS,
     add_legend,
     check_names,
+    line_color,
     make_axes,
     name_metric,
     short_names,
@@ -21,6 +22,7 @@ from skclip_icm.plotting._axes import (
 # As many as are coprime with the colours, so that the combinations do not repeat soon.
 _HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")
 _MEAN = "mean of\ndomains"
+_NARROWEST = 8  # characters in a line of a domain's name; with less room it stands
 
 
 class DomainAccuracyDisplay:
@@ -188,7 +190,8 @@ class DomainAccuracyDisplay:
         domains, columns = _columns(self.scores)
         n_groups, n_methods = len(next(iter(columns.values()))), len(columns)
         width = 1.5 + 0.45 * n_groups * (n_methods + 1)
-        self.figure_, axes = make_axes(ax, 1, 1, (np.clip(width, 5, 14), 4.2))
+        height = 4.2 if n_groups <= 15 else 6  # of names that stand upright
+        self.figure_, axes = make_axes(ax, 1, 1, (np.clip(width, 5, 14), height))
         self.ax_ = axes[0, 0]
         self.bars_ = {}
         for i, (method, groups) in enumerate(columns.items()):
@@ -206,27 +209,35 @@ class DomainAccuracyDisplay:
             yerr=None if np.isnan(deviations).all() else deviations,
             capsize=3,
             color=COLORS[i % len(COLORS)],
-            edgecolor="black",
+            edgecolor=line_color(self.ax_),
+            ecolor=line_color(self.ax_),
             hatch=_HATCHES[i % len(_HATCHES)],
         )
         room = self._inches() / (len(groups) + 0.2) * width
-        self.ax_.bar_label(
-            bars, fmt="%.2f", padding=3, fontsize=9, rotation=0 if room > 0.36 else 90
-        )
+        if room > 0.13:  # the height of a line: narrower bars have no numbers
+            rotation = 0 if room > 0.36 else 90
+            self.ax_.bar_label(
+                bars, fmt="%.2f", padding=3, fontsize=9, rotation=rotation
+            )
         return bars
 
     def _label(self, domains, n_groups, n_methods):
         ax = self.ax_
-        names = [textwrap.fill(name, 14) for name in short_names(domains, 56)]
+        # The width of a character at the usual font size is 0.085 inches.
+        room = int(self._inches() / (n_groups + 0.2) / 0.085)
+        upright = room < _NARROWEST
+        names = short_names(domains, 28 if upright else 56)
+        if not upright:
+            names = [textwrap.fill(name, min(room, 14)) for name in names]
         names = list(map(verbatim, names))
         if n_groups > len(domains):
             names.append(_MEAN)
-            ax.axvline(n_groups - 1.5, color="black", linestyle=":")
-        ax.set_xticks(range(n_groups), names)
+            ax.axvline(n_groups - 1.5, color=line_color(ax), linestyle=":")
+        ax.set_xticks(range(n_groups), names, rotation=90 if upright else 0)
         ax.set_xlim(-0.6, n_groups - 0.4)
         ax.margins(y=0.15)
         ax.set_ylabel(verbatim(self.score_name))
-        ax.axhline(0, color="black", linewidth=0.8)
+        ax.axhline(0, color=line_color(ax), linewidth=0.8)
         methods = short_names(self.bars_, 56)
         add_legend(
             ax,

@@ -11,6 +11,7 @@ from skclip_icm.plotting._axes import (
     COLORS,
     add_legend,
     check_names,
+    line_color,
     make_axes,
     short_names,
 )
@@ -200,6 +201,8 @@ class InvarianceMapDisplay:
 def _two_dimensions(Z):
     Z = np.asarray(Z)
     n_components = min(2, *Z.shape)
+    if (Z == Z[0]).all():  # one row, or all alike: no variance to take shares of
+        return np.zeros((len(Z), 2)), np.zeros(2)
     pca = PCA(n_components, random_state=0)
     points = pca.fit_transform(Z)
     missing = 2 - n_components
@@ -231,7 +234,8 @@ def _groups(labels):
 
 
 def _scatter(panel, points, groups):
-    alike = {"s": 18, "alpha": 0.6, "edgecolors": "black", "linewidths": 0.3}
+    edges = [line_color(panel)]
+    alike = {"s": 18, "alpha": 0.6, "edgecolors": edges, "linewidths": 0.3}
     return [
         panel.scatter(*points[rows].T, **alike, **style) for _, rows, style in groups
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from skclip_icm._estimators import find_fitted_icm
-from skclip_icm.plotting._axes import BLACK, BLUE, VERMILION, make_axes
+from skclip_icm.plotting._axes import BLUE, VERMILION, line_color, make_axes
 
 
 class SpectrumDisplay:
@@ -133,19 +133,20 @@ class SpectrumDisplay:
                 negative,
                 edges,
                 fill=True,
-                facecolor="white",
+                facecolor=ax.get_facecolor(),
                 edgecolor=VERMILION,
                 hatch="////",
                 label=f"negative ({np.count_nonzero(negative)})",
             )
-        ax.axhline(0, color=BLACK, linewidth=0.8)
+        ax.axhline(0, color=line_color(ax), linewidth=0.8)
         ax.axvline(
             self.n_components + 0.5,
-            color=BLACK,
+            color=line_color(ax),
             linestyle="--",
             label=f"cut: {self.n_components} of {d} kept",
         )
         ax.set(xlim=(0.5, d + 1), xlabel="direction", ylabel=self._name())
+        ax.xaxis.get_major_locator().set_params(integer=True)
         if self.method == "projection":
             # A few directions have most of the variance; the cut is among small ones.
             linear, ticks = _symlog_scale(values)
@@ -169,7 +170,8 @@ class SpectrumDisplay:
             xlabel="kept direction",
             ylabel="invariance\n(1: pairs do not differ)",
         )
-        ax.axhline(0, color=BLACK, linewidth=0.8)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.axhline(0, color=line_color(ax), linewidth=0.8)
 
     def _name(self):
         if self.method == "whitening":
