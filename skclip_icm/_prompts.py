@@ -44,6 +44,8 @@ def name_classes(class_names, y, n):
                 "or labels y."
             )
         labels = np.unique(y)
+        if labels.dtype.kind in "biuf":
+            _warn_of_numbers(labels)
         return labels, [
             [name] for name in check_texts(list(map(str, labels)), "classes_")
         ]
@@ -66,6 +68,18 @@ def name_classes(class_names, y, n):
         labels = coded if (coded == labels).all() else labels
     order = np.argsort(labels)
     return labels[order], [names[i] for i in order]
+
+
+def _warn_of_numbers(labels):
+    shown = ", ".join(map(repr, labels[:_MAX_TOLD].tolist()))
+    more = ", ..." if len(labels) > _MAX_TOLD else ""
+    warnings.warn(
+        f"class_names is None and the labels are {shown}{more}, so the prompts name "
+        "the classes by these. Give class_names, such as ['cat', 'dog'] for 0 and 1; "
+        "if the images do show numbers, give y as strings.",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 def _synonyms(class_names):

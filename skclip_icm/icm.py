@@ -299,7 +299,7 @@ class ICMTransformer(
         Returns
         -------
         X_new : ndarray of shape (n, `n_components_`)
-            ``(X - mean_) @ components_.T * scale_``, in the dtype of `X`.
+            ``(X - mean_) @ components_.T * scale_``: float32 if `X` is, else float64.
         """
         return self._map(X, "transform")
 
@@ -314,7 +314,7 @@ class ICMTransformer(
         Returns
         -------
         X_new : ndarray of shape (n, `n_components_`)
-            ``X @ components_.T``, in the dtype of `X`.
+            ``X @ components_.T``: float32 if `X` is, else float64.
         """
         return self._map(X, "project")
 

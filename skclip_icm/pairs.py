@@ -207,9 +207,11 @@ class PairedEmbeddings(NDArrayOperatorsMixin):
                 raise
             # A file from elsewhere: zipfile, NumPy and indexing have errors of theirs.
             except Exception as error:
+                # Only what is wrong: NumPy goes on to say how to unpickle.
+                reason = str(error).partition(". ")[0]
                 raise ValueError(
                     f"{path}: not a file that PairedEmbeddings.save has written "
-                    f"({error})."
+                    f"({reason})."
                 ) from error
 
     def __len__(self):

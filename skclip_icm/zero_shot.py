@@ -175,7 +175,7 @@ class ZeroShotClassifier(CallbackSupportMixin, ClassifierMixin, VersionedEstimat
         -----
         UserWarning
             If the model sees no difference between the prompts of two classes, or sees
-            none any more after the map.
+            none any more after the map, or if numbers are the names of the classes.
         """
         n = None if y is None else _num_samples(X)
         self.classes_, names = name_classes(self.class_names, y, n)

@@ -57,6 +57,12 @@ def test_every_page_is_in_a_table_of_contents():
     assert not missing, f"in no toctree: {sorted(missing)}"
 
 
+def test_every_benchmark_is_in_the_table():
+    about = (ROOT / "docs" / "about.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r"^\| `(\w+\.py)`", about, re.MULTILINE)) == scripts
+
+
 def test_citation_names_the_authors_of_the_citation_file():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "about.md").read_text(encoding="utf-8")

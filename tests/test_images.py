@@ -263,7 +263,7 @@ class TestAsItems:
     def test_mixed_kinds_name_the_first_row_that_differs(self):
         with pytest.raises(ImageError, match="row 1 is a path, row 3 is a PIL image"):
             as_items([None, "a.jpg", "b.jpg", picture(), picture()])
-        with pytest.raises(ImageError) as caught:
+        with pytest.raises(ImageError, match="row 1 is bytes") as caught:
             as_items(["a.jpg", b"bytes"])
         assert caught.value.row == 1
 

@@ -1,6 +1,7 @@
 """What a user relies on when classifying images by the names of classes."""
 
 import pickle
+import warnings
 from itertools import product
 from types import SimpleNamespace
 
@@ -508,3 +509,14 @@ def test_invariant_search_on_embeddings_and_on_images(known, classifier):
         search = invariant_search(classifier, {"icm__lam": [0.1, 10]}, cv=2)
         search.fit(X, y)
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.parametrize("y", [[3, 5, 3], [True, False, True]])
+def test_numbers_for_names_are_warned_of(y, photographs):
+    classifier = ZeroShotClassifier(CLIPFeaturizer("demo"))
+    with pytest.warns(UserWarning, match="prompts name the classes by these") as told:
+        classifier.fit(photographs[:3], y)
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier.fit(photographs[:3], ["cat", "dog", "cat"])

@@ -277,8 +277,8 @@ def _check_one_kind(items):
             continue
         if first is not None:
             raise ImageError(
-                f"X mixes kinds: row {first_row} is a {first}, row {row} is a {kind}. "
-                "Pass images of one kind in one call.",
+                f"X mixes kinds: row {first_row} is {_with_article(first)}, row {row} "
+                f"is {_with_article(kind)}. Pass images of one kind in one call.",
                 row,
             )
         if kind not in _KINDS:
@@ -286,7 +286,8 @@ def _check_one_kind(items):
             if hasattr(item, "read"):
                 hint = " Of an open file, pass the bytes that its read() returns."
             raise TypeError(
-                f"X holds a {kind} in row {row}, expected {_EXPECTED}.{hint}"
+                f"X holds {_with_article(kind)} in row {row}, expected {_EXPECTED}."
+                f"{hint}"
             )
         first, first_row = kind, row
 
@@ -311,6 +312,12 @@ def _kind(item):
         return None
     name = type(item).__name__
     return f"{type(item).__module__}.{name}" if name in _KINDS else name
+
+
+def _with_article(kind):
+    if kind == "bytes":
+        return kind
+    return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"
 
 
 def _is_torch(item):

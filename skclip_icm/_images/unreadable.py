@@ -19,9 +19,9 @@ _MAX_TOLD = 10
 def drop_unreadable(X, *arrays, n_jobs=None):
     """Drop the rows whose images cannot be read, before anything is fitted.
 
-    Every image is read and decoded, and none is embedded. A pipeline whose featurizer
-    has ``on_error="nan"`` predicts with NaN in such rows, but cannot be fitted on them:
-    fit it on what is left here.
+    Every image is read and decoded, and none is embedded. A featurizer with
+    ``on_error="nan"`` makes NaN of such rows, with which `ICMTransformer` and most
+    classifiers neither fit nor predict: give them what is left here.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def drop_unreadable(X, *arrays, n_jobs=None):
 
     See Also
     --------
-    CLIPFeaturizer : Its ``on_error="nan"`` keeps such rows when predicting.
+    CLIPFeaturizer : Its ``on_error="nan"`` keeps such rows, as NaN.
 
     Examples
     --------

@@ -96,8 +96,9 @@ def intervene(image, intervention="photometric", *, random_state=0, draw=0):
         rgb = decode(read_content(image))
     else:
         raise TypeError(
-            f"image is a {type(image).__name__}, expected a PIL image or a uint8 "
-            "tensor (3, H, W). Open it with PIL.Image.open."
+            f"image is of type {type(image).__name__}, expected a PIL image or a uint8 "
+            "tensor (3, H, W). Open a file with PIL.Image.open, and make an image of "
+            "an array with PIL.Image.fromarray."
         )
     for name, value in (("random_state", random_state), ("draw", draw)):
         if not isinstance(value, numbers.Integral):
