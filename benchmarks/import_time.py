@@ -3,6 +3,7 @@
 Run from the root of the repository: python benchmarks/import_time.py
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -77,4 +78,6 @@ def markdown(rows):
 
 
 if __name__ == "__main__":
+    # No options, but --help and a mistaken word do not write results.
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     main()

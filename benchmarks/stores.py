@@ -5,6 +5,7 @@ minutes and writes benchmarks/results/stores.json and stores.md. Every store get
 same rows and keeps and verifies a CRC-32 of key and row.
 """
 
+import argparse
 import contextlib
 import datetime
 import hashlib
@@ -364,6 +365,8 @@ def report(results):
 
 
 if __name__ == "__main__":
+    # No options, but --help and a mistaken word do not write results.
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     measured = measure()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "stores.json").write_text(json.dumps(measured, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Every public docstring follows the numpydoc standard."""
 
 import inspect
+import re
 import tomllib
 from pathlib import Path
 
@@ -80,3 +81,12 @@ def test_docstring_is_valid(dotted):
     errors = numpydoc.validate.validate(dotted)["errors"]
     found = [e for e in errors if e[0] in _checks() - left_out]
     assert not found, "\n".join(f"{dotted}: {code} {text}" for code, text in found)
+
+
+def test_constants_that_docstrings_name_are_where_a_user_finds_them():
+    for dotted in set(documented_objects()):
+        doc = inspect.getdoc(_resolve(dotted)) or ""
+        for name in re.findall(r"(?<!`)`([A-Z]+(?:_[A-Z]+)*)`(?!`)", doc):
+            if len(name) > 1:  # others are symbols, such as a parameter X
+                home = _resolve(dotted.rpartition(".")[0])
+                assert hasattr(home, name), f"{dotted}: {name}"

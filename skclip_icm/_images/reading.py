@@ -27,7 +27,7 @@ class ImageError(ValueError):
     ----------
     message : str
         What was found, what was expected and how to fix it.
-    row : int or None
+    row : int or None, default=None
         Position of the image in the input; None where there is only one image.
 
     Examples

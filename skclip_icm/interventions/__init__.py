@@ -1,6 +1,6 @@
 """Interventions, do(.), on images and on captions."""
 
-from skclip_icm.interventions._captions import captions
+from skclip_icm.interventions._captions import LEXICON, TEMPLATES, captions
 from skclip_icm.interventions._intervene import (
     IMAGE_INTERVENTIONS,
     intervene,
@@ -11,8 +11,10 @@ from skclip_icm.interventions._recipes import PHOTOMETRIC, RANGES
 
 __all__ = [
     "IMAGE_INTERVENTIONS",
+    "LEXICON",
     "PHOTOMETRIC",
     "RANGES",
+    "TEMPLATES",
     "captions",
     "intervene",
     "intervention_key",
