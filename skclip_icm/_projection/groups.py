@@ -74,8 +74,9 @@ def count_groups(pairs, n, y=None, domains=None, by_domain=False):
 def no_pairs(kind):
     """Say that labels leave no pairs."""
     why = {
-        "class": "every class has a single row",
-        "domain": "no class has rows in more than one domain",
+        "class": "every class has a single row. Give several rows of a class",
+        "domain": "no class has rows in more than one domain. Give rows of several "
+        "domains: of two, a fold that leaves one out has one",
     }
     return f'pairs="{kind}" finds no pairs: {why.get(kind, "there are no rows")}.'
 
