@@ -369,13 +369,18 @@ def _holds_embeddings(X):
 
 def _check_pairs(icm, Z):
     pairs = getattr(icm, "pairs", None)
-    given_alone = isinstance(pairs, tuple) and len(pairs) == 2
+    words = {p for p in (pairs, getattr(icm, "center", None)) if isinstance(p, str)}
+    if words & {"class", "domain"}:
+        raise ValueError(
+            "icm asks for labels of classes or domains, which it does not get here. "
+            "Set pairs='interventional' or (U, V), and center=True or False."
+        )
+    given_alone = isinstance(pairs, tuple | list) and len(pairs) == 2
     if find_paired(Z) is None and not given_alone:
         raise ValueError(
-            "There are no counterparts to learn the invariant map from, and labels are "
-            "not used for it. Give the featurizer interventions, fit on what "
-            "CLIPFeaturizer.intervene or PairedEmbeddings returns, or give the icm "
-            "pairs=(U, V)."
+            "There are no counterparts to learn the invariant map from. Give the "
+            "featurizer interventions, fit on what CLIPFeaturizer.intervene or "
+            "PairedEmbeddings returns, or give the icm pairs=(U, V)."
         )
 
 

@@ -421,6 +421,9 @@ def test_wrong_scores_are_refused(causal):
         from_estimator(model, *arguments, [0, 1, 1])
     with pytest.raises(TypeError, match="dict that names"):
         from_estimator([model], *arguments, causal.domains)
+    for nothing in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="expected one method and one fitted"):
+            from_estimator(nothing, *arguments, causal.domains)
 
 
 # Interventions
@@ -616,6 +619,8 @@ def test_map_refuses_labels_that_do_not_fit(icm, causal):
         InvarianceMapDisplay.from_estimator(icm, Z, y[:10])
     with pytest.raises(ValueError, match="domains has 1 entries, expected 600"):
         InvarianceMapDisplay.from_estimator(icm, Z, y, [0])
+    with pytest.raises(ValueError, match="max_samples is 0"):
+        InvarianceMapDisplay.from_estimator(icm, Z, y, max_samples=0)
     with pytest.raises(NotFittedError):
         InvarianceMapDisplay.from_estimator(ICMTransformer(), Z, y)
 

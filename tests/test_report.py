@@ -242,6 +242,8 @@ def test_no_mistakes(causal):
     oracle = Oracle().fit(causal.embeddings, causal.target)
     made = report(oracle, causal.embeddings, causal.target, causal.names)
     assert "There is no mistake." in made.html
+    assert list(made.mistakes.columns) == ["domain", "true", "predicted", "confidence"]
+    assert made.mistakes.empty
 
 
 def test_search_has_its_best_candidates(causal):
@@ -401,6 +403,8 @@ def test_it_is_saved_and_shown_in_notebooks(causal, fitted, tmp_path):
     made = report(*arguments, path=tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == made.html
     assert made.save(str(tmp_path / "again.html")) is made
+    with pytest.raises(FileNotFoundError, match="there is no folder .* Make it"):
+        made.save(tmp_path / "nowhere" / "report.html")
     assert re.fullmatch(
         r"Report\(Pipeline: accuracy \d\.\d+, mean of 2 domains \d\.\d+\)", repr(made)
     )
@@ -433,7 +437,7 @@ def test_what_cannot_be_reported(causal, fitted, raw):
         report(clusters, Z, *arguments[1:])
     with pytest.raises(ValueError, match="n_mistakes.* Got -1"):
         report(raw, Z, *arguments[1:], n_mistakes=-1)
-    with pytest.raises(ValueError, match="domain_names holds 1 names"):
+    with pytest.raises(ValueError, match="domain_names holds 1 name,"):
         report(raw, Z, causal.target, causal.domains, domain_names=["seen"])
     with pytest.raises(TypeError, match="compare is a list, expected a dict"):
         report(fitted, *arguments, compare=[raw])

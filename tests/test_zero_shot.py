@@ -478,6 +478,8 @@ def test_clone_and_pickle(known, classifier, photographs):
         ),
         ({"icm": object()}, None, "icm"),
         ({"featurizer__interventions": None}, [0, 1, 2], "no counterparts to learn"),
+        ({"icm__pairs": "class"}, [0, 1, 2], "icm asks for labels"),
+        ({"icm__center": "domain"}, [0, 1, 2], "icm asks for labels"),
         ({}, [0.5, 1.5, 2.7], "Unknown label type|unknown"),
     ],
 )

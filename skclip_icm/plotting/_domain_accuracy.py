@@ -143,7 +143,7 @@ class DomainAccuracyDisplay:
         Raises
         ------
         ValueError
-            If the lengths differ, or a score is not finite.
+            If the lengths differ, a score is not finite, or there is no estimator.
         TypeError
             If `estimators` is a list without names.
         """
@@ -161,6 +161,11 @@ class DomainAccuracyDisplay:
             method: fitted if isinstance(fitted, list | tuple) else [fitted]
             for method, fitted in estimators.items()
         }
+        if not repeats or not all(repeats.values()):
+            raise ValueError(
+                f"estimators is {estimators!r}, expected one method and one fitted "
+                "estimator of each at least."
+            )
         scores = {method: {} for method in repeats}
         for domain in np.unique(domains):
             rows = np.flatnonzero(domains == domain)

@@ -172,8 +172,8 @@ class InterventionDisplay:
             panels[0].imshow(self.originals[row])
             panels[0].set_xlabel(verbatim(self.image_names[row]))
             for j, panel in enumerate(panels[1:]):
-                panel.imshow(self.counterparts[row, j])
-                panel.set_xlabel(f"cosine {self.cosines[row, j]:.2f}")
+                panel.imshow(self.counterparts[row][j])
+                panel.set_xlabel(f"cosine {self.cosines[row][j]:.2f}")
         return self
 
 

@@ -125,10 +125,15 @@ class InvarianceMapDisplay:
         Raises
         ------
         ValueError
-            If there is no `ICMTransformer`, or the lengths differ.
+            If there is no `ICMTransformer`, the lengths differ, or `max_samples` is
+            below 1.
         NotFittedError
             If it is not fitted.
         """
+        if max_samples < 1:
+            raise ValueError(
+                f"max_samples is {max_samples}, expected one row at least."
+            )
         steps, icm = find_fitted_icm(estimator)
         y = check_labels(y, "y", _num_samples(X))
         y = check_names(y, target_names, "target_names")

@@ -68,9 +68,9 @@ def find_mistakes(estimator, X, y, domains, names, scores, found):
         All of them.
     """
     predicted = next(iter(scores.predictions.values()))
-    rows, confidence, unit = np.flatnonzero(predicted != y), None, ""
-    if rows.size:
-        confidence, unit = _confidence(estimator, X)
+    rows = np.flatnonzero(predicted != y)
+    # Also where nothing is mistaken, so that the frame always has the same columns.
+    confidence, unit = _confidence(estimator, X)
     if confidence is not None:
         rows = rows[np.argsort(-confidence[rows], kind="stable")]
         confidence = confidence[rows]

@@ -256,7 +256,13 @@ class Report:
         -------
         report : Report
             The report itself.
+
+        Raises
+        ------
+        FileNotFoundError, IsADirectoryError, PermissionError
+            If there can be no file at `path`.
         """
+        _check_path(path)
         Path(local_path(path)).write_text(self.html, encoding="utf-8")
         return self
 
