@@ -268,7 +268,7 @@ class TestAsItems:
         assert caught.value.row == 1
 
     def test_a_type_of_the_name_of_a_kind_is_none(self):
-        with pytest.raises(TypeError, match=r"holds a array\.array in row 0"):
+        with pytest.raises(TypeError, match=r"holds an array\.array in row 0"):
             as_items([array("B", b"bytes")])
 
     @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, np.float32("nan")])
