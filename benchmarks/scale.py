@@ -178,10 +178,12 @@ def setting():
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, written to a temporary folder"
+    )
     parser.add_argument("--only", choices=PARTS, help="measure this, keep the rest")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each fit")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where to write")
+    parser.add_argument("--results", type=Path, help="where to write")
     parser.add_argument(
         "--rate", type=float, default=1000, help="images/s of a worker to assume"
     )
@@ -189,6 +191,8 @@ def parse(argv):
         "--workers", type=int, default=8, help="number of workers to assume"
     )
     options = parser.parse_args(argv)
+    if options.results is None:  # tiny sizes do not replace what was measured
+        options.results = Path(tempfile.mkdtemp()) if options.quick else RESULTS
     options.parts = PARTS if options.only is None else (options.only,)
     return options
 

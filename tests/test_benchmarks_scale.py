@@ -43,6 +43,11 @@ def test_cluster_and_cost(scale, tmp_path):
     assert 5_000 < (tmp_path / "scale-ray.png").stat().st_size < 200_000
 
 
+def test_tiny_sizes_do_not_replace_the_results(scale):
+    assert scale.parse([]).results == scale.RESULTS
+    assert scale.parse(["--quick"]).results != scale.RESULTS
+
+
 def test_cost_of_a_million_images(scale):
     found = scale.cost(
         10**6,
