@@ -5,12 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import issparse
 
-from skclip_icm._containers import (
-    no_sequence,
-    only_column,
-    refuse_tables,
-    shorten,
-)
+from skclip_icm._containers import no_sequence, only_column, refuse_tables, shorten
 
 _EMBEDDINGS = "an array or frame of embeddings"
 

@@ -75,9 +75,8 @@ def check_names(labels, names, parameter):
             named = "1 name, of the label 0"
         raise ValueError(
             f"{parameter} holds {named}; the labels are {found}. Give a name for each "
-            "number "
-            f"that the labels count from 0, or leave {parameter} out if the labels are "
-            "names themselves."
+            f"number that the labels count from 0, or leave {parameter} out if the "
+            "labels are names themselves."
         )
     return names[labels.astype(int)]
 
